@@ -1,0 +1,114 @@
+"""kdzoo: distillation that says which classes the teacher hurts, and stops teaching those.
+
+Everything public is here. Names are loaded at their first use, so that ``import kdzoo`` and
+``kdzoo --help`` need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import Field as Field
+
+    from kdzoo.distill.distiller import Distiller as Distiller
+    from kdzoo.distill.distiller import Step as Step
+    from kdzoo.distill.network import Network as Network
+    from kdzoo.distill.terms import Term as Term
+    from kdzoo.distill.terms import terms as terms
+    from kdzoo.errors import CheckpointError as CheckpointError
+    from kdzoo.errors import DataError as DataError
+    from kdzoo.errors import KdzooError as KdzooError
+    from kdzoo.errors import LockedError as LockedError
+    from kdzoo.errors import NonFiniteError as NonFiniteError
+    from kdzoo.errors import PluginError as PluginError
+    from kdzoo.errors import RunError as RunError
+    from kdzoo.errors import SpecError as SpecError
+    from kdzoo.extend.bases import Adapter as Adapter
+    from kdzoo.extend.bases import ClassPolicy as ClassPolicy
+    from kdzoo.extend.bases import DataSource as DataSource
+    from kdzoo.extend.bases import Loss as Loss
+    from kdzoo.extend.bases import ModelSource as ModelSource
+    from kdzoo.extend.bases import Observer as Observer
+    from kdzoo.extend.component import Params as Params
+    from kdzoo.extend.contracts import Batch as Batch
+    from kdzoo.extend.contracts import ClassWeights as ClassWeights
+    from kdzoo.extend.contracts import EpochRecord as EpochRecord
+    from kdzoo.extend.contracts import ImageData as ImageData
+    from kdzoo.extend.contracts import LayerPair as LayerPair
+    from kdzoo.extend.contracts import Layers as Layers
+    from kdzoo.extend.contracts import Outputs as Outputs
+    from kdzoo.extend.contracts import RunInfo as RunInfo
+    from kdzoo.extend.contracts import Shapes as Shapes
+    from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
+    from kdzoo.extend.hookspecs import API_VERSION as API_VERSION
+    from kdzoo.extend.hookspecs import hookimpl as hookimpl
+    from kdzoo.report.summary import Report as Report
+    from kdzoo.run import Run as Run
+    from kdzoo.run import load_student as load_student
+    from kdzoo.run import run as run
+    from kdzoo.spec.models import Spec as Spec
+    from kdzoo.spec.read import read_spec as read_spec
+
+_HOMES = {
+    "pydantic": ["Field"],
+    "kdzoo.distill.distiller": ["Distiller", "Step"],
+    "kdzoo.distill.network": ["Network"],
+    "kdzoo.distill.terms": ["Term", "terms"],
+    "kdzoo.errors": [
+        "CheckpointError",
+        "DataError",
+        "KdzooError",
+        "LockedError",
+        "NonFiniteError",
+        "PluginError",
+        "RunError",
+        "SpecError",
+    ],
+    "kdzoo.extend.bases": [
+        "Adapter",
+        "ClassPolicy",
+        "DataSource",
+        "Loss",
+        "ModelSource",
+        "Observer",
+    ],
+    "kdzoo.extend.component": ["Params"],
+    "kdzoo.extend.contracts": [
+        "Batch",
+        "ClassWeights",
+        "EpochRecord",
+        "ImageData",
+        "LayerPair",
+        "Layers",
+        "Outputs",
+        "RunInfo",
+        "Shapes",
+        "TeachingCurves",
+    ],
+    "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
+    "kdzoo.report.summary": ["Report"],
+    "kdzoo.run": ["Run", "load_student", "run"],
+    "kdzoo.spec.models": ["Spec"],
+    "kdzoo.spec.read": ["read_spec"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kdzoo")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kdzoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

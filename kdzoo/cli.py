@@ -1,0 +1,206 @@
+"""The command line: commands and nothing else. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdzoo.errors import KdzooError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="kdzoo",
+    help="Knowledge distillation that says which classes the teacher hurts, and stops teaching "
+    "those.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec, as YAML.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the spec: losses.kd.temperature=2."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    context.obj = {"debug": debug}
+    if version:
+        from importlib import metadata
+
+        print(metadata.version("kdzoo"))
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    settings: Settings = None,
+    runs: Annotated[Path, typer.Option(help="Where the run directories are.")] = Path("runs"),
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start this run over (not its finished teacher or baseline)."),
+    ] = False,
+) -> None:
+    """Do what a spec says; continue it if it was cut off."""
+    from rich.console import Console
+
+    import kdzoo
+    from kdzoo.report.summary import summary_lines, summary_table
+
+    done = kdzoo.run(spec, settings or (), runs=runs, fresh=fresh)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(summary_table(done.report))
+    console.print()
+    for line in summary_lines(done.report):
+        console.print(line, markup=False)
+    console.print(f"\nRun directory:  {done.directory}", markup=False)
+    console.print(f"TensorBoard:    tensorboard --logdir {runs}", markup=False)
+
+
+@app.command()
+def validate(spec: SpecFile, settings: Settings = None) -> None:
+    """Check a spec without running it."""
+    import kdzoo
+
+    checked = kdzoo.read_spec(spec, settings or ())
+    print(f'{spec}: is a valid spec ("{checked.name}", {checked.epochs} epochs)')
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, with every installed plugin's params, for editors."""
+    from kdzoo.extend.registry import registry
+    from kdzoo.spec.schema import json_schema
+
+    print(json.dumps(json_schema(registry()), indent=2))
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The image set, e.g. digits.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; DATA.yaml.")
+    ] = None,
+) -> None:
+    """Write a starter spec."""
+    from kdzoo.errors import RunError, SpecError, did_you_mean
+    from kdzoo.extend.bases import DataSource
+    from kdzoo.extend.registry import registry
+
+    plugins = registry()
+    starter: str = plugins.find(DataSource.kind, data).starter
+    if not starter:
+        names = plugins.names(DataSource.kind)
+        others = [name for name in names if plugins.find(DataSource.kind, name).starter]
+        raise SpecError(f'data "{data}" brings no starter spec{did_you_mean(data, others)}')
+    file = output or Path(f"{data}.yaml")
+    try:
+        with open(file, "x", encoding="utf-8") as stream:
+            stream.write(starter)
+    except FileExistsError:
+        raise RunError(f"{file}: exists already; choose another name with --output") from None
+    except OSError as error:
+        raise RunError(f"{file}: cannot be written: {error.strerror}") from error
+    print(f"Wrote {file}. Now: kdzoo run {file}")
+
+
+@app.command()
+def plugins(
+    check: Annotated[bool, typer.Option("--check", help="Fail if a plugin is broken.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the installed plugins, what they add, and why one is broken."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdzoo.extend.registry import registry
+
+    records = registry().records
+    if as_json:
+        print(json.dumps([asdict(record) for record in records], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for column in ("plugin", "version", "distribution", "status", "adds"):
+            table.add_column(column, no_wrap=column != "adds")
+        for record in records:
+            adds = "; ".join(f"{kind} {', '.join(names)}" for kind, names in record.adds.items())
+            table.add_row(record.name, record.version, record.distribution, record.status, adds)
+        Console(highlight=False, markup=False, soft_wrap=True).print(table)
+        for record in registry().broken:
+            print(f"\n{record} is broken: {record.reason}")
+    if check and registry().broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Classify the test images with a finished run's student."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdzoo.run import evaluate_run
+
+    score = evaluate_run(run)
+    if as_json:
+        print(score.model_dump_json(indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("class")
+    table.add_column("accuracy", justify="right")
+    for name, accuracy in score.classes.items():
+        table.add_row(name, f"{100 * accuracy:.1f} %")
+    table.add_row("all", f"{100 * score.accuracy:.2f} %")
+    Console(highlight=False, markup=False).print(table)
+
+
+def main() -> None:
+    """The ``kdzoo`` command: errors that we raise on purpose become one message and status 1."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("kdzoo").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except KdzooError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"kdzoo: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "\nkdzoo: interrupted; the same command goes on from the last finished epoch",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"kdzoo: warning: {message}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What one step does: run both networks, weigh the losses, keep the teaching curves."""

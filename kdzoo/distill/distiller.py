@@ -1,0 +1,282 @@
+"""The Distiller: what one training step computes, in anybody's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdzoo.distill.curves import CurveRecorder
+from kdzoo.distill.network import Network
+from kdzoo.distill.taps import Tapped
+from kdzoo.distill.terms import Term
+from kdzoo.errors import KdzooError, PluginError, SpecError
+from kdzoo.extend.bases import ClassPolicy
+from kdzoo.extend.contracts import (
+    Batch,
+    ClassWeights,
+    Floats,
+    Layers,
+    Outputs,
+    TeachingCurves,
+)
+
+__all__ = ["Distiller", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step answers.
+
+    Attributes:
+        terms: each term's value under the policy's class weights, without the term's own weight.
+        total: the weighted sum of the terms: what to call ``backward()`` on.
+        student: the student's outputs.
+    """
+
+    terms: dict[str, Tensor]
+    total: Tensor
+    student: Outputs
+
+
+class Distiller(nn.Module):
+    """Teacher + student + losses + class policy.
+
+    Called with a batch it answers named terms and their total. It is a module whose parameters are
+    the student's and the losses' own: give ``distiller.parameters()`` to an optimizer, call
+    ``distiller.train()`` before and ``distiller.end_epoch()`` after each epoch. The teacher is no
+    part of it: it stays in eval mode, learns nothing, and is absent from the state dict, which
+    otherwise holds all that is needed to go on exactly.
+
+    Args:
+        teacher: images to logits (B, C); ``None`` trains with label terms alone.
+        student: images to logits (B, C).
+        terms: the losses; see :func:`kdzoo.terms`.
+        example: (B, channels, height, width), a few images to probe the networks with.
+        classes: the C class names.
+        num_samples: rows of the training set.
+        policy: decides which classes are taught; ``None`` teaches all.
+        baseline: (E, C), the accuracy of the student trained without the teacher, for each epoch
+            to come, for policies that compare with it.
+        teacher_layers: the layer names that the teacher's model declares.
+        student_layers: the layer names that the student's model declares.
+
+    Raises:
+        SpecError: the networks, the losses' layers and the classes do not fit together.
+    """
+
+    teacher_weights: Tensor
+    label_weights: Tensor
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        terms: Sequence[Term],
+        *,
+        example: Tensor,
+        classes: Sequence[str],
+        num_samples: int,
+        policy: ClassPolicy | None = None,
+        baseline: Floats | None = None,
+        teacher_layers: Layers = Layers(),
+        student_layers: Layers = Layers(),
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.student = student
+        if len(example) == 1:  # batch norm cannot be tried in train mode on one image
+            example = example.expand(2, *example.shape[1:])
+        pairs = [pair for term in terms for pair in term.loss.layers]
+        self._student = Tapped(
+            "student", student, student_layers, [pair.student for pair in pairs], example
+        )
+        self._teacher: Tapped | None = None
+        if teacher is not None:
+            teacher.eval()
+            teacher.requires_grad_(False)
+            self._teacher = Tapped(
+                "teacher", teacher, teacher_layers, [pair.teacher for pair in pairs], example
+            )
+        self._check_class_counts()
+        self.losses = nn.ModuleDict()
+        for term in terms:
+            self._add(term, num_samples, example)
+        self.curves = CurveRecorder(len(self.classes), teacher is not None, baseline)
+        ones = torch.ones(len(self.classes), device=example.device)
+        self.register_buffer("teacher_weights", ones)
+        self.register_buffer("label_weights", ones.clone())
+        if policy is not None:
+            policy.setup(
+                self.classes, has_teacher=teacher is not None, has_baseline=baseline is not None
+            )
+        self.begin_stage(terms, policy)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher, as it was given."""
+        return self._teacher.network if self._teacher else None
+
+    def begin_stage(self, terms: Sequence[Term], policy: ClassPolicy | None) -> None:
+        """From now on these terms and this policy apply.
+
+        Args:
+            terms: their losses must have been among those given at construction, so that a loss's
+                own parameters persist over the stages that use it.
+            policy: a policy after its ``setup``.
+        """
+        self.terms = tuple(terms)
+        self.policy = policy
+        count = len(self.classes)
+        if policy is None:
+            self._set_class_weights(ClassWeights(np.ones(count), np.ones(count)))
+        else:
+            self._set_class_weights(policy.initial(count))
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, indices: Tensor | None = None, progress: float = 0.0
+    ) -> Step:
+        """One step's terms and total.
+
+        Args:
+            inputs: (B, channels, height, width).
+            targets: (B,), int64 classes.
+            indices: (B,), int64 rows of the training set; needed by losses that remember samples.
+            progress: epochs since the stage began, fractional; warm-ups follow it.
+        """
+        student = self._student(inputs)
+        teacher = self._teach(inputs)
+        if self.training:
+            self.curves.record(targets, student.logits, teacher.logits if self._teacher else None)
+        batch = Batch(
+            inputs=inputs,
+            targets=targets,
+            indices=torch.full_like(targets, -1) if indices is None else indices,
+            weights=self.teacher_weights[targets],
+            progress=progress,
+        )
+        batches = {"teacher": batch, "label": replace(batch, weights=self.label_weights[targets])}
+        values: dict[str, Tensor] = {}
+        total = student.logits.new_zeros(())
+        for term in self.terms:
+            if term.loss.needs_indices and indices is None:
+                raise SpecError(f'loss "{term.id}" remembers samples: pass their indices')
+            batch = batches[term.loss.guidance]
+            rows = _checked_rows(term, student, teacher, batch)
+            values[term.id] = (batch.weights * rows).sum() / len(targets)
+            total = total + term.factor(progress) * values[term.id]
+        return Step(values, total, student)
+
+    def end_epoch(self) -> TeachingCurves:
+        """Close the epoch: the curves get a point, and the policy answers with new weights.
+
+        Returns:
+            The curves up to and including this epoch.
+        """
+        self.curves.close_epoch(self.teacher_weights, self.label_weights)
+        curves = self.curves.curves()
+        if self.policy is not None:
+            self._set_class_weights(self.policy.update(curves))
+        return curves
+
+    def learnable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters under the names that a spec's ``learn`` uses (``student.stem.weight``)."""
+        bare = self.student.model if isinstance(self.student, Network) else self.student
+        for name, parameter in bare.named_parameters():
+            yield f"student.{name}", parameter
+        for name, parameter in self.losses.named_parameters():
+            yield f"losses.{name}", parameter
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The policy's state, for the state dict."""
+        return {"policy": self.policy.state_dict() if self.policy else {}}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        if self.policy:
+            self.policy.load_state_dict(state["policy"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        # The teacher is no submodule, but it goes where the student goes.
+        if self._teacher is not None:
+            self._teacher.network._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _teach(self, inputs: Tensor) -> Outputs:
+        if self._teacher is None:
+            return _NoTeacher()
+        network = self._teacher.network
+        if network.training:  # somebody else's code called .train() on the teacher itself
+            network.eval()
+        # no_grad, not inference_mode: the student's backward pass must be able to save these.
+        with torch.no_grad():
+            return self._teacher(inputs)
+
+    def _add(self, term: Term, num_samples: int, example: Tensor) -> None:
+        if term.id in self.losses:
+            raise SpecError(f'two terms have the id "{term.id}"; give one of them another')
+        if term.loss.guidance == "teacher" and self._teacher is None:
+            raise SpecError(f'loss "{term.id}" follows a teacher, and there is none')
+        if hasattr(self.losses, term.id):
+            raise SpecError(f'"{term.id}" cannot be the id of a term; choose another')
+        shapes = self._student.shapes
+        teachers = self._teacher.shapes if self._teacher else shapes
+        term.loss.setup(shapes, teachers, len(self.classes), num_samples)
+        self.losses[term.id] = term.loss.to(example.device)
+
+    def _check_class_counts(self) -> None:
+        for tapped in filter(None, (self._teacher, self._student)):
+            (answered,) = tapped.shapes.logits
+            if answered != len(self.classes):
+                raise SpecError(
+                    f"the {tapped.role} answers {answered} classes, "
+                    f"but the data has {len(self.classes)}"
+                )
+
+    def _set_class_weights(self, weights: ClassWeights) -> None:
+        for which, vector in (("teacher", weights.teacher), ("label", weights.label)):
+            values = np.asarray(vector, dtype=np.float64)
+            if values.shape != (len(self.classes),):
+                raise PluginError(
+                    f'policy "{self.policy.name if self.policy else ""}" answered {which} weights '
+                    f"of shape {values.shape}; they must be ({len(self.classes)},), one a class"
+                )
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise PluginError(
+                    f'policy "{self.policy.name if self.policy else ""}" answered {which} weights '
+                    "that are negative, NaN or infinite"
+                )
+            getattr(self, f"{which}_weights").copy_(torch.from_numpy(values))
+
+
+class _NoTeacher(Outputs):
+    """Stands where the teacher's outputs would: reading from it is an error."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise PluginError(
+            f'a loss with guidance = "label" reads teacher.{name}; there is no teacher'
+        )
+
+
+def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    try:
+        rows = term.loss(student, teacher, batch)
+    except KdzooError:
+        raise
+    except Exception as error:
+        raise PluginError(f'loss "{term.id}" failed: {type(error).__name__}: {error}') from error
+    shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+    if shape != tuple(batch.targets.shape):
+        raise PluginError(
+            f'loss "{term.id}" answered {shape}; it must be one value a sample, '
+            f"({len(batch.targets)},)"
+        )
+    return rows  # type: ignore[no-any-return]

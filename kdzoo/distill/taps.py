@@ -1,0 +1,162 @@
+"""Reads features out of a network while it runs, and refuses taps that would lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdzoo.distill.network import Network
+from kdzoo.errors import SpecError, did_you_mean
+from kdzoo.extend.contracts import Layer, Layers, Outputs, Shapes
+
+__all__ = ["Tapped"]
+
+
+class _Tap:
+    """A forward hook on one module. It keeps what passes only while ``listening``."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.clone = False  # a later in-place operation overwrites the output
+        self.fired = 0
+        self.value: Any = None
+        self.version = 0
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self.listening:
+            return
+        self.fired += 1
+        self.value = output.clone() if self.clone else output
+        if isinstance(output, Tensor):
+            self.version = self.value._version
+
+    def take(self) -> Any:
+        value, self.value, self.fired = self.value, None, 0
+        return value
+
+
+class Tapped:
+    """A network and the layers of it that are read.
+
+    Not a module: the network stays the caller's, and its state dict as it was.
+
+    Args:
+        role: "teacher" or "student", for errors.
+        network: what is run.
+        layers: the names that its model declares.
+        wanted: the layers to read: stage numbers or module paths.
+        example: (B, channels, height, width), a few images to try the taps on.
+
+    Raises:
+        SpecError: a layer does not exist, does not give one tensor, or does not run exactly once.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        network: nn.Module,
+        layers: Layers,
+        wanted: Iterable[Layer],
+        example: Tensor,
+    ) -> None:
+        self.role = role
+        self.network = network
+        self._taps: dict[Layer, _Tap] = {}
+        modules = _modules(network)
+        for layer in dict.fromkeys(wanted):
+            tap = self._taps[layer] = _Tap()
+            modules[self._path(layer, layers, modules)].register_forward_hook(tap)
+        self.shapes = self._probe(example)
+
+    def __call__(self, inputs: Tensor) -> Outputs:
+        """Run the network; only the wanted features are kept."""
+        for tap in self._taps.values():
+            tap.listening = True
+        try:
+            logits = self.network(inputs)
+            for layer, tap in self._taps.items():
+                self._check(layer, tap)
+            features = {layer: tap.take() for layer, tap in self._taps.items()}
+        finally:
+            for tap in self._taps.values():
+                tap.listening = False
+                tap.take()
+        return Outputs(logits, features)
+
+    def _path(self, layer: Layer, layers: Layers, modules: Mapping[str, nn.Module]) -> str:
+        if isinstance(layer, int):
+            if not 0 <= layer < len(layers.stages):
+                known = f"0 to {len(layers.stages) - 1}" if layers.stages else "none"
+                raise SpecError(
+                    f"the {self.role} has no stage {layer}; its model declares {known} "
+                    "(a module path works too)"
+                )
+            return layers.stages[layer]
+        path = {"penultimate": layers.penultimate, "head": layers.head}.get(layer) or layer
+        if path not in modules:
+            raise SpecError(f'the {self.role} has no layer "{path}"{did_you_mean(path, modules)}')
+        return path
+
+    def _check(self, layer: Layer, tap: _Tap) -> None:
+        name = f'layer "{layer}" of the {self.role}'
+        if tap.fired == 0:
+            raise SpecError(f"{name} does not run in a forward pass; tap one that does")
+        if tap.fired > 1:
+            raise SpecError(
+                f"{name} runs {tap.fired} times in a forward pass (a shared module), so its "
+                "output is not one feature; tap a module around it that runs once"
+            )
+        if not isinstance(tap.value, Tensor):
+            raise SpecError(f"{name} gives {type(tap.value).__name__}, not one tensor")
+        if not tap.clone and tap.value._version != tap.version:
+            # Only a network whose in-place operations change from call to call gets here.
+            raise SpecError(f"{name} is overwritten by a later in-place operation")
+
+    @torch.no_grad()
+    def _probe(self, example: Tensor) -> Shapes:
+        """Try the taps in both modes, leaving no trace in the network or in the random state."""
+        network = self.network
+        modes = {module: module.training for module in network.modules()}
+        buffers = {buffer: buffer.clone() for buffer in network.buffers()}
+        with torch.random.fork_rng(devices=_cuda_devices(example)):
+            try:
+                for training in (True, False):
+                    network.train(training)
+                    self._find_overwritten(example)
+                outputs = self(example)
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
+        logits = outputs.logits
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise SpecError(f"the {self.role} must answer logits (B, C), not {got}")
+        features = {layer: tuple(value.shape[1:]) for layer, value in outputs.features.items()}
+        return Shapes(logits=tuple(logits.shape[1:]), features=features)
+
+    def _find_overwritten(self, example: Tensor) -> None:
+        for tap in self._taps.values():
+            tap.listening = True
+        try:
+            self.network(example)
+        finally:
+            for tap in self._taps.values():
+                tap.listening = False
+                value = tap.take()
+                if isinstance(value, Tensor) and value._version != tap.version:
+                    tap.clone = True
+
+
+def _modules(network: nn.Module) -> dict[str, nn.Module]:
+    """All modules by path, those of a :class:`Network` by their path in its bare model."""
+    model = network.model if isinstance(network, Network) else network
+    return {path: module for path, module in model.named_modules() if path}
+
+
+def _cuda_devices(example: Tensor) -> list[torch.device]:
+    return [example.device] if example.is_cuda else []

@@ -1,0 +1,65 @@
+"""The terms of the total loss, made from a spec's entries."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdzoo.extend.bases import Adapter, Loss
+from kdzoo.extend.contracts import LayerPair
+from kdzoo.extend.registry import registry
+from kdzoo.spec.models import LossEntry
+from kdzoo.spec.read import read_losses
+
+__all__ = ["Term", "make_loss", "terms"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named, weighted part of the total loss.
+
+    Attributes:
+        id: its name, unique among the terms.
+        loss: what is computed.
+        weight: its factor in the total.
+        warmup_epochs: the factor rises as min(epoch / warmup_epochs, 1), epochs counted from 1;
+            0 for no warm-up.
+    """
+
+    id: str
+    loss: Loss
+    weight: float = 1.0
+    warmup_epochs: int = 0
+
+    def factor(self, progress: float) -> float:
+        """The term's factor after ``progress`` epochs."""
+        if not self.warmup_epochs:
+            return self.weight
+        return self.weight * min((int(progress) + 1) / self.warmup_epochs, 1.0)
+
+
+def terms(entries: Iterable[str | Mapping[str, Any]]) -> list[Term]:
+    """The terms that a spec's ``losses`` would give, for a training loop of one's own.
+
+    ``terms([{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9, "temperature": 4}])``
+
+    Raises:
+        SpecError: an entry is wrong; the message says which key, and what would be right.
+    """
+    return [
+        Term(entry.id, make_loss(entry), entry.weight, entry.warmup_epochs)
+        for entry in read_losses(entries)
+    ]
+
+
+def make_loss(entry: LossEntry) -> Loss:
+    """The loss of a resolved entry, with its layers and its adapter, before ``setup``."""
+    loss: Loss = registry().make(Loss.kind, entry.use, entry.params)
+    loss.layers = tuple(LayerPair(pair.student, pair.teacher) for pair in entry.layers or ())
+    if entry.adapter is not None:
+        loss.adapter_factory = functools.partial(
+            registry().make, Adapter.kind, entry.adapter.use, entry.adapter.params
+        )
+    return loss

@@ -1,0 +1,78 @@
+"""Everything kdzoo raises on purpose.
+
+    KdzooError
+    |-- SpecError         a spec, or the arguments given in its place, cannot be what was meant
+    |-- PluginError       a plugin is broken, or a component does not keep its contract
+    |-- DataError         images or labels are missing, damaged or contradict each other
+    |-- CheckpointError   weights or a checkpoint cannot be read, or belong to something else
+    `-- RunError          a run cannot go on: the disk, the lock, ...
+        |-- LockedError       another process is in the run directory
+        `-- NonFiniteError    a loss or a weight became NaN or infinite
+
+A message names what is wrong, where, and what would be right. The command line prints it
+without a traceback and exits with status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "KdzooError",
+    "LockedError",
+    "NonFiniteError",
+    "PluginError",
+    "RunError",
+    "SpecError",
+    "did_you_mean",
+]
+
+
+class KdzooError(Exception):
+    """Base class of all errors that kdzoo raises on purpose."""
+
+
+class SpecError(KdzooError):
+    """A spec, or the arguments given in its place, cannot be what was meant."""
+
+
+class PluginError(KdzooError):
+    """A plugin is broken, or a component does not keep its contract."""
+
+
+class DataError(KdzooError):
+    """Images or labels are missing, damaged or contradict each other."""
+
+
+class CheckpointError(KdzooError):
+    """Weights or a checkpoint cannot be read, or belong to something else."""
+
+
+class RunError(KdzooError):
+    """A run cannot go on."""
+
+
+class LockedError(RunError):
+    """Another process is in the run directory."""
+
+
+class NonFiniteError(RunError):
+    """A loss or a weight became NaN or infinite."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown ``word``: the nearest name, or all of them.
+
+    Returns text that begins with "; ", or nothing where no name is known.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    near = near or [name for name in names if word and name.startswith(word.lower())][:1]
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    if names:
+        return f"; known are {', '.join(names)}"
+    return ""

@@ -1,0 +1,223 @@
+"""The six kinds of component that a plugin can add: subclass one, list it in the kind's hook."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from kdzoo.extend.component import Component, Params
+from kdzoo.extend.contracts import (
+    Batch,
+    ClassWeights,
+    EpochRecord,
+    ImageData,
+    LayerPair,
+    Layers,
+    Outputs,
+    RunInfo,
+    Shapes,
+    TeachingCurves,
+)
+
+__all__ = ["Adapter", "ClassPolicy", "DataSource", "Loss", "ModelSource", "Observer"]
+
+
+class Adapter(Component, nn.Module, ABC):
+    """Brings a student feature into the shape of a teacher feature. Trained with the student."""
+
+    kind = "adapter"
+
+    def __init__(self, params: Params | None = None) -> None:
+        nn.Module.__init__(self)
+        Component.__init__(self, params)
+
+    @abstractmethod
+    def setup(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
+        """Build the layers. Shapes come without the batch: ``(channels, height, width)``, say.
+
+        Raises:
+            SpecError: this adapter cannot bring the one shape into the other.
+        """
+
+    @abstractmethod
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, *student_shape) to (B, *teacher_shape)."""
+
+
+class Loss(Component, nn.Module, ABC):
+    """One term of the total loss.
+
+    Attributes:
+        guidance: whether the term follows the ``"teacher"`` or the ``"label"``: which of the class
+            policy's two vectors applies to it. A run without a teacher has label terms only.
+        default_layers: the features the loss reads unless the spec's ``layers`` says otherwise;
+            none for a loss on logits. Their number is fixed by the spec, not by the class.
+        default_adapter: the adapter that :meth:`new_adapter` makes unless the spec's ``adapter``
+            says otherwise; ``None`` for a loss that makes none.
+        needs_indices: whether the loss reads ``batch.indices``; a training loop that has none is
+            then refused.
+        layers: the layers of this instance, set by the engine before :meth:`setup`.
+    """
+
+    kind = "loss"
+    engine_keys = frozenset({"id", "weight", "warmup_epochs", "layers", "adapter"})
+    guidance: ClassVar[Literal["teacher", "label"]] = "teacher"
+    default_layers: ClassVar[tuple[LayerPair, ...]] = ()
+    default_adapter: ClassVar[str | None] = None
+    needs_indices: ClassVar[bool] = False
+
+    def __init__(self, params: Params | None = None) -> None:
+        nn.Module.__init__(self)
+        Component.__init__(self, params)
+        self.layers: tuple[LayerPair, ...] = self.default_layers
+        self.adapter_factory: Callable[[], Adapter] | None = None
+
+    def setup(
+        self, student_shapes: Shapes, teacher_shapes: Shapes, num_classes: int, num_samples: int
+    ) -> None:
+        """Build adapters and buffers; called once, before training.
+
+        Args:
+            student_shapes: the shapes of the student's outputs.
+            teacher_shapes: the teacher's; a run without a teacher repeats the student's.
+            num_classes: C.
+            num_samples: rows of the training set; ``batch.indices`` are below it.
+
+        Raises:
+            SpecError: the loss cannot work with these networks.
+        """
+        del student_shapes, teacher_shapes, num_classes, num_samples
+
+    def new_adapter(
+        self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]
+    ) -> Adapter:
+        """For :meth:`setup`: the adapter that the spec names, built for these shapes."""
+        if self.adapter_factory is None:
+            raise TypeError(f"{type(self).__name__} makes an adapter but has no default_adapter")
+        adapter = self.adapter_factory()
+        adapter.setup(student_shape, teacher_shape)
+        return adapter
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """One value a sample, (B,); their plain mean is the published loss.
+
+        The teacher's outputs are detached. In a run without a teacher, reading ``teacher`` is an
+        error. The engine multiplies row i by ``batch.weights[i]``, sums, and divides by B.
+        """
+
+
+class ClassPolicy(Component, ABC):
+    """Decides, class by class, how strongly the teacher is listened to.
+
+    It sees the curves of training samples only, and is a pure function of them and of the state
+    that :meth:`state_dict` returns.
+    """
+
+    kind = "policy"
+
+    def setup(self, classes: Sequence[str], *, has_teacher: bool, has_baseline: bool) -> None:
+        """Called once, before anything is trained.
+
+        Args:
+            classes: the C class names.
+            has_teacher: whether there is a teacher to listen to.
+            has_baseline: whether the curves will have ``baseline``.
+
+        Raises:
+            SpecError: the policy cannot work here.
+        """
+        del classes, has_teacher, has_baseline
+
+    def initial(self, num_classes: int) -> ClassWeights:
+        """The weights of the first epoch: everything, unless the policy says otherwise."""
+        return ClassWeights(teacher=np.ones(num_classes), label=np.ones(num_classes))
+
+    @abstractmethod
+    def update(self, curves: TeachingCurves) -> ClassWeights:
+        """The weights of the next epoch; called once after each epoch with all curves so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`update` needs beside the curves: tensors, numbers, strings, lists, dicts."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        del state
+
+
+class ModelSource(Component, ABC):
+    """Builds one architecture.
+
+    :meth:`build` draws its initial weights from torch's global generator, which the engine seeds.
+    """
+
+    kind = "model"
+    engine_keys = frozenset({"checkpoint", "train", "losses", "seed", "run", "epoch"})
+
+    @abstractmethod
+    def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """The network: normalized images (B, *input_shape) to logits (B, num_classes).
+
+        Raises:
+            SpecError: the architecture cannot take such images or classes.
+        """
+
+    def layers(self) -> Layers:
+        """The names of its layers, valid for what :meth:`build` returned."""
+        return Layers()
+
+
+class DataSource(Component, ABC):
+    """Brings a labelled image set.
+
+    Attributes:
+        starter: a complete starter spec for ``kdzoo init NAME``, as YAML; empty for none.
+    """
+
+    kind = "dataset"
+    engine_keys = frozenset({"validation", "split_seed", "crop", "flip"})
+    starter: ClassVar[str] = ""
+
+    @abstractmethod
+    def load(self) -> ImageData:
+        """Read the images.
+
+        Raises:
+            DataError: they are missing or damaged; the message names the path.
+        """
+
+
+class Observer(Component, ABC):
+    """Watches one run: shows it, or writes it down. It cannot change the spec or the run."""
+
+    kind = "observer"
+
+    def start(self, run: RunInfo, state: Mapping[str, Any] | None) -> None:
+        """The run begins, or goes on: then ``state`` is what the last :meth:`state_dict` gave,
+        and whatever was written after that belongs to steps that will be done again."""
+        del run, state
+
+    def steps(
+        self, run: RunInfo, first: int, values: Mapping[str, npt.NDArray[np.float32]]
+    ) -> None:
+        """Some more steps were done: step ``first`` (counted from 1) and those after it, one
+        number a step for each name (``loss/total``, ``loss/kd``, ...)."""
+        del run, first, values
+
+    def epoch(self, run: RunInfo, record: EpochRecord) -> None:
+        """An epoch was finished."""
+        del run, record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called before each checkpoint: make durable what was written, and say how far it goes."""
+        return {}
+
+    def end(self, run: RunInfo, error: BaseException | None) -> None:
+        """The run is over; ``error`` is what cut it off, or ``None``."""
+        del run, error

@@ -1,0 +1,212 @@
+"""What the engine hands to a component, and what it hands back: plain, immutable records.
+
+B is the number of samples in a batch, C the number of classes, E the number of epochs so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "ClassWeights",
+    "EpochRecord",
+    "ImageData",
+    "Layer",
+    "LayerPair",
+    "Layers",
+    "Outputs",
+    "RunInfo",
+    "Shapes",
+    "TeachingCurves",
+]
+
+Layer = int | str
+"""A stage number that the model declares, or the path of a module (``blocks.7``)."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network said about a batch.
+
+    Attributes:
+        logits: (B, C).
+        features: the layers that the losses asked for, (B, ...) each, under the name that the
+            loss's ``layers`` uses. Nothing else is kept.
+    """
+
+    logits: Tensor
+    features: Mapping[Layer, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was shown to the networks.
+
+    Attributes:
+        inputs: (B, channels, height, width), floats in [0, 1]; each network normalizes them itself.
+        targets: (B,), int64 classes.
+        indices: (B,), int64 rows of the training set as the data source gave it.
+        weights: (B,), the class policy's weight of each sample for the loss that is being called.
+            The engine applies it to each row; a loss needs it only to weight the *partners* of a
+            sample it compares with others.
+        progress: epochs since the stage began, fractional.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    indices: Tensor
+    weights: Tensor
+    progress: float
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A student layer and the teacher layer that it is compared with."""
+
+    student: Layer
+    teacher: Layer
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The module paths by which a model's layers can be named.
+
+    Attributes:
+        stages: stage 0, 1, 2, ...: the module whose output is that stage's feature.
+        penultimate: the module whose output enters the classifier.
+        head: the classifier.
+    """
+
+    stages: tuple[str, ...] = ()
+    penultimate: str | None = None
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a network's outputs, without the batch: ``logits`` (C,), and each feature."""
+
+    logits: tuple[int, ...]
+    features: Mapping[Layer, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TeachingCurves:
+    """Each class's history over the epochs, on the training samples as they passed.
+
+    All arrays are (E, C). A class without samples in an epoch has NaN there.
+
+    Attributes:
+        samples: how many samples of the class passed.
+        student: the student's top-1 accuracy.
+        teacher: the teacher's.
+        agreement: how often both have the same top-1.
+        divergence: the mean KL(teacher || student) at temperature 1.
+        teacher_weight: how much of the teacher's terms the class got in the epoch.
+        label_weight: how much of the label terms.
+        baseline: the accuracy of the same student trained without the teacher, at the same epoch;
+            ``None`` where there is no such run.
+    """
+
+    samples: Floats
+    student: Floats
+    teacher: Floats
+    agreement: Floats
+    divergence: Floats
+    teacher_weight: Floats
+    label_weight: Floats
+    baseline: Floats | None = None
+
+    @property
+    def untaught(self) -> list[int]:
+        """The classes that got nothing of the teacher's terms in the last epoch."""
+        return [int(c) for c in np.flatnonzero(self.teacher_weight[-1] == 0)]
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """A class policy's answer: how much of the losses' terms each class gets, (C,) each, >= 0."""
+
+    teacher: Floats
+    label: Floats
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image set that fits into memory.
+
+    Attributes:
+        train_images: (N, channels, height, width), uint8.
+        train_targets: (N,), int64 in [0, C).
+        test_images: (M, channels, height, width), uint8.
+        test_targets: (M,), int64 in [0, C).
+        classes: the C class names.
+        mean: each channel's mean, in units of [0, 1].
+        std: each channel's standard deviation, in units of [0, 1].
+        crop: how many pixels a random crop of a training image may be off centre; 0 for no crops.
+        flip: whether training images are mirrored at random.
+    """
+
+    train_images: Tensor
+    train_targets: Tensor
+    test_images: Tensor
+    test_targets: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an observer is told of the run that it watches.
+
+    Attributes:
+        name: the run's name.
+        role: what the run is within the command that started it.
+        directory: the run directory; an observer writes nowhere else.
+        classes: the C class names.
+        epochs: how many epochs the whole run has.
+        steps: how many steps.
+        epoch: how many epochs were done before; more than 0 where a run is continued.
+        step: how many steps were.
+        spec: the resolved spec, as YAML.
+    """
+
+    name: str
+    role: Literal["teacher", "baseline", "student"]
+    directory: Path
+    classes: tuple[str, ...]
+    epochs: int
+    steps: int
+    epoch: int
+    step: int
+    spec: str
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch.
+
+    Attributes:
+        epoch: its number, counted from 1.
+        step: how many steps have been done.
+        scalars: named numbers: accuracies, the learning rate.
+        curves: the teaching curves up to and including this epoch.
+    """
+
+    epoch: int
+    step: int
+    scalars: Mapping[str, float]
+    curves: TeachingCurves

@@ -1,0 +1,308 @@
+"""Finds the plugins, keeps the broken ones away from the rest, and makes components by name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+import pluggy
+from pydantic.fields import FieldInfo
+
+from kdzoo.errors import PluginError, SpecError, did_you_mean
+from kdzoo.extend.component import Component, Params
+from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
+
+__all__ = ["GROUP", "PluginRecord", "Registry", "registry"]
+
+GROUP = "kdzoo"
+"""The entry-point group under which plugins are found."""
+
+BUNDLED = "kdzoo"
+"""The distribution whose plugins come first, so that nobody else's can take their names."""
+
+Status = Literal["active", "broken", "disabled"]
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """What became of one entry point.
+
+    Attributes:
+        name: the entry point's name.
+        distribution: the package that brought it, or "unknown".
+        version: that package's version.
+        status: ``active``, ``broken`` (see ``reason``) or ``disabled``.
+        reason: why it is broken; empty otherwise.
+        adds: the names of its components, by kind.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    status: Status
+    reason: str = ""
+    adds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f'plugin "{self.name}" of {self.distribution} {self.version}'
+
+
+class Registry:
+    """All components of the plugins that work, and a record of each plugin that was found.
+
+    Args:
+        entry_points: the plugins to load.
+        disabled: names of entry points that are skipped before they are imported.
+        strict: raise for the first broken plugin instead of keeping a record of it.
+    """
+
+    def __init__(
+        self,
+        entry_points: Iterable[metadata.EntryPoint],
+        disabled: Iterable[str] = (),
+        strict: bool = False,
+    ) -> None:
+        self.records: list[PluginRecord] = []
+        self._components: dict[str, dict[str, type[Component]]] = {
+            base.kind: {} for base in HOOKS.values()
+        }
+        self._owners: dict[type[Component], PluginRecord] = {}
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(Hooks)
+        skip = set(disabled)
+        for entry in entry_points:
+            record = self._load(entry, skip)
+            if strict and record.status == "broken":
+                raise PluginError(f"{record}: {record.reason}")
+            self.records.append(record)
+
+    @classmethod
+    def installed(cls) -> Registry:
+        """The registry of everything installed, under ``KDZOO_DISABLE_PLUGINS`` and
+        ``KDZOO_STRICT_PLUGINS``."""
+        return cls(
+            _installed_entry_points(),
+            disabled=filter(None, os.environ.get("KDZOO_DISABLE_PLUGINS", "").split(",")),
+            strict=os.environ.get("KDZOO_STRICT_PLUGINS", "") not in ("", "0"),
+        )
+
+    @property
+    def broken(self) -> list[PluginRecord]:
+        """The plugins that could not be loaded."""
+        return [record for record in self.records if record.status == "broken"]
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all components of one kind, sorted."""
+        return sorted(self._components[kind])
+
+    def find(self, kind: str, name: str) -> type[Any]:
+        """The component class of that kind and name.
+
+        Raises:
+            SpecError: there is none; the message names the nearest, and any plugin that is broken
+                or disabled and might have brought it.
+        """
+        found = self._components[kind].get(name)
+        if found is not None:
+            return found
+        message = f'unknown {kind} "{name}"{did_you_mean(name, self._components[kind])}'
+        absent = [r for r in self.records if r.status != "active"]
+        # A plugin that died before it said what it adds may have been the one that was meant.
+        likely = [r for r in absent if r.name.split(".")[-1] == name] or absent
+        for record in likely:
+            reason = record.reason or "disabled by KDZOO_DISABLE_PLUGINS"
+            message += f"\n    {record} may add it, but is {record.status}: {reason}"
+        raise SpecError(message)
+
+    def make(self, kind: str, name: str, params: Mapping[str, Any]) -> Any:
+        """A new component. ``params`` are plain values, as in a spec.
+
+        Raises:
+            SpecError: no such component.
+            pydantic.ValidationError: the params are not the component's.
+        """
+        return self.find(kind, name)(self.params(kind, name, params))
+
+    def params(self, kind: str, name: str, params: Mapping[str, Any]) -> Params:
+        """The validated params of a component, from plain values."""
+        # Validated as JSON: there a list may stand for a tuple although types are strict.
+        model: type[Params] = self.find(kind, name).Params
+        return model.model_validate_json(json.dumps(dict(params)))
+
+    def owner(self, component: type[Component]) -> PluginRecord:
+        """The plugin that brought a component."""
+        return self._owners[component]
+
+    def warn_of_broken(self) -> None:
+        """Warn, once a process, of every plugin that could not be loaded."""
+        for record in self.broken:
+            _warn_once(f"{record} is broken and was left out: {record.reason}")
+
+    def _load(self, entry: metadata.EntryPoint, disabled: set[str]) -> PluginRecord:
+        distribution = entry.dist.name if entry.dist else "unknown"
+        version = entry.dist.version if entry.dist else "unknown"
+        record = functools.partial(PluginRecord, entry.name, distribution, version)
+        if entry.name in disabled:
+            return record("disabled")
+        unique = f"{distribution}:{entry.name}"
+        try:
+            plugin = _import(entry)
+            components = self._collect(unique, plugin)
+            self._refuse_duplicates(components, distribution)
+        except PluginError as error:
+            return record("broken", str(error))
+        adds: dict[str, tuple[str, ...]] = {}
+        for component in components:
+            adds[component.kind] = (*adds.get(component.kind, ()), component.name)
+        done = record("active", adds=adds)
+        for component in components:
+            self._components[component.kind][component.name] = component
+            self._owners[component] = done
+        return done
+
+    def _collect(self, name: str, plugin: Any) -> list[type[Component]]:
+        """Register one plugin, call its hooks alone, and check every class that they return."""
+        _check_hook_names(plugin)
+        try:
+            self._manager.register(plugin, name=name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise PluginError(f"wrong signature: {' '.join(str(error).split())}") from error
+        components: list[type[Component]] = []
+        for hook, base in HOOKS.items():
+            implementations = getattr(self._manager.hook, hook).get_hookimpls()
+            for implementation in implementations:
+                if implementation.plugin_name != name:
+                    continue
+                for component in _call(hook, implementation.function):
+                    check_component(component, base)
+                    components.append(component)
+        if not components:
+            raise PluginError(
+                "adds nothing: no function is marked @kdzoo.hookimpl, or all returned empty lists"
+            )
+        return components
+
+    def _refuse_duplicates(self, components: list[type[Component]], distribution: str) -> None:
+        seen: set[tuple[str, str]] = set()
+        for component in components:
+            other = self._components[component.kind].get(component.name)
+            if other is not None or (component.kind, component.name) in seen:
+                first = self._owners[other].distribution if other else distribution
+                raise PluginError(
+                    f'duplicate name: {component.kind} "{component.name}" is already added by '
+                    f"{first}; {distribution} must choose another name"
+                )
+            seen.add((component.kind, component.name))
+
+
+@functools.lru_cache(maxsize=1)
+def registry() -> Registry:
+    """The process's registry of everything installed, loaded at the first call."""
+    return Registry.installed()
+
+
+def check_component(component: Any, base: type[Component]) -> None:
+    """Hold a class against its kind's contract.
+
+    Raises:
+        PluginError: it breaks it; the message names the class and what would be right.
+    """
+    kind = base.kind
+    if not (isinstance(component, type) and issubclass(component, base)):
+        raise PluginError(
+            f"{component!r} is not a {kind}: return classes derived from kdzoo.{base.__name__}"
+        )
+    where = f"{kind} class {component.__name__}"
+    name = getattr(component, "name", None)
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise PluginError(
+            f"{where}: name is {name!r}; set it to lower-case letters, digits and dashes"
+        )
+    if missing := getattr(component, "__abstractmethods__", None):
+        raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")
+    if not (component.__doc__ or "").strip() or component.__doc__ == base.__doc__:
+        raise PluginError(f"{where}: has no docstring")
+    params = component.Params
+    if not (isinstance(params, type) and issubclass(params, Params)):
+        raise PluginError(f"{where}: Params is not derived from kdzoo.Params")
+    for key, info in params.model_fields.items():
+        _check_param(f"{where}: Params.{key}", key, info, base)
+    try:
+        params.model_json_schema()
+    except Exception as error:
+        raise PluginError(f"{where}: Params cannot be written in a spec: {error}") from error
+
+
+def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -> None:
+    if key == "use" or key in base.engine_keys:
+        raise PluginError(f"{where}: the name is reserved for the spec's own key")
+    if not info.description:
+        raise PluginError(f'{where}: has no description; use kdzoo.Field(..., description="...")')
+    if re.search(r"\b(list|List|set|Set|dict|Dict)\[", str(info.annotation)):
+        raise PluginError(f"{where}: is mutable; use a tuple")
+
+
+def _import(entry: metadata.EntryPoint) -> Any:
+    try:
+        plugin = entry.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin that calls sys.exit() must not end the others
+        raise PluginError(f"cannot be imported: {type(error).__name__}: {error}") from error
+    wanted = getattr(plugin, "KDZOO_API_VERSION", API_VERSION)
+    if not isinstance(wanted, int) or wanted > API_VERSION:
+        raise PluginError(
+            f"is written for kdzoo API {wanted}, and this kdzoo has API {API_VERSION}; "
+            "upgrade kdzoo, or install an older version of the plugin"
+        )
+    return plugin
+
+
+def _check_hook_names(plugin: Any) -> None:
+    """pluggy ignores a hook it does not know; here it is taken for a misspelling."""
+    for name in dir(plugin):
+        value = getattr(plugin, name, None)
+        if not inspect.isroutine(value):
+            continue
+        marked = hasattr(value, f"{GROUP}_impl")
+        if marked and name not in HOOKS:
+            raise PluginError(f'unknown hook "{name}"{did_you_mean(name, HOOKS)}')
+        if name in HOOKS and not marked:
+            raise PluginError(f"{name} is not marked @kdzoo.hookimpl")
+
+
+def _call(hook: str, function: Callable[[], Any]) -> list[Any]:
+    try:
+        result = function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{hook}() raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, list):
+        got = "a class" if inspect.isclass(result) else f"{type(result).__name__}"
+        raise PluginError(f"{hook}() must return a list of classes, not {got}")
+    return result
+
+
+def _installed_entry_points() -> list[metadata.EntryPoint]:
+    """Every plugin once, although a distribution may lie on the path twice; the bundled first."""
+    unique: dict[tuple[str, str, str], metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=GROUP):
+        distribution = entry.dist.name if entry.dist else ""
+        unique.setdefault((distribution, entry.name, entry.value), entry)
+    return [unique[key] for key in sorted(unique, key=lambda key: (key[0] != BUNDLED, key))]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -1,0 +1,1 @@
+"""What came out of a run: report.json, and the table at the end."""

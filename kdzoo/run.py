@@ -1,0 +1,528 @@
+"""From a spec to a report: the teacher's run, the baseline's run, the student's run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from kdzoo.data.augment import Augmentation
+from kdzoo.data.images import Images, prepare
+from kdzoo.distill.distiller import Distiller
+from kdzoo.distill.network import Network
+from kdzoo.distill.terms import Term, make_loss
+from kdzoo.errors import CheckpointError, DataError, KdzooError, RunError, SpecError
+from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, Observer
+from kdzoo.extend.contracts import Floats, ImageData, Layers, RunInfo, TeachingCurves
+from kdzoo.extend.registry import registry
+from kdzoo.report.summary import BestValidation, Report, Score
+from kdzoo.seeds import stream
+from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage
+from kdzoo.spec.read import dump_spec, read_losses, read_spec
+from kdzoo.training.checkpoint import Checkpoint
+from kdzoo.training.curves_file import student_curve
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.evaluate import evaluate
+from kdzoo.training.loop import PreparedStage, Trainer
+from kdzoo.training.weights import NetworkRecipe, load_weights
+
+__all__ = ["Run", "evaluate_run", "load_student", "run"]
+
+log = logging.getLogger("kdzoo")
+
+Role = Literal["teacher", "baseline", "student"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: the run directory.
+        report: what came out.
+    """
+
+    directory: Path
+    report: Report
+
+
+def run(
+    spec: str | Path | Mapping[str, Any] | Spec,
+    overrides: Iterable[str] = (),
+    *,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+) -> Run:
+    """Do what a spec says, or finish what was cut off, or find what was done before.
+
+    The teacher and the baseline are runs of their own, in directories of their own, and are found
+    again by every spec that would train the same ones.
+
+    Args:
+        spec: a YAML file, or the same as a mapping.
+        overrides: ``key.path=value`` each, as with ``--set``.
+        runs: the directory of all run directories.
+        fresh: start this run over; a finished teacher or baseline is still used.
+
+    Raises:
+        KdzooError: see :mod:`kdzoo.errors`.
+    """
+    resolved = read_spec(spec, overrides)
+    registry().warn_of_broken()
+    threads = torch.get_num_threads()
+    if resolved.threads is not None:
+        torch.set_num_threads(resolved.threads)
+    try:
+        with torch.random.fork_rng():
+            return _Session(Path(runs), resolved).do(resolved, "student", fresh=fresh)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_student(directory: str | Path) -> Network:
+    """The trained student of a run, in eval mode, on the CPU.
+
+    It takes images as floats in [0, 1], (B, channels, height, width), and answers logits (B, C);
+    the input normalization is part of it.
+
+    Args:
+        directory: the run directory.
+
+    Raises:
+        CheckpointError: there is no finished run, or its weights are damaged.
+    """
+    file = RunDirectory(Path(directory)).student
+    if not file.exists():
+        raise CheckpointError(f"{directory}: holds no trained student (no {file.name})")
+    recipe = NetworkRecipe.of(file)
+    if recipe is None:
+        raise CheckpointError(f"{file}: was not written by kdzoo")
+    network, _ = recipe.build(seed=0)
+    load_weights(network.model, file, "the student")
+    return network.eval()
+
+
+def evaluate_run(directory: str | Path) -> Score:
+    """The score of a finished run's student on the test images of its spec.
+
+    Raises:
+        KdzooError: there is no finished run, or its data is gone.
+    """
+    student = load_student(directory)
+    spec = read_spec(RunDirectory(Path(directory)).spec)
+    session = _Session(Path(directory).parent, spec)
+    images = session.images(spec)
+    evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
+    return Score.of(evaluation, images.classes)
+
+
+class _Session:
+    """One command: the runs that it needs, and the images they share."""
+
+    def __init__(self, runs: Path, spec: Spec) -> None:
+        self.runs = runs
+        self.device = _device(spec.device)
+        self._data: dict[str, ImageData] = {}
+        self._images: dict[str, Images] = {}
+
+    def do(self, spec: Spec, role: Role, *, fresh: bool = False) -> Run:
+        """One run, from wherever it was left to its report."""
+        directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
+        with directory.locked(wait=role != "student"), _disk_errors(directory):
+            if fresh:
+                directory.clear()
+            if directory.report.exists():
+                log.info("%s: finished before, in %s", role, directory.path)
+                return Run(directory.path, Report.read(directory.report))
+            # All parts are put together before anything is trained, so that whatever does not
+            # fit is found at once and not after the teacher.
+            plan = _Plan(self, spec, role)
+            return Run(directory.path, plan.train(directory, plan.train_others()))
+
+    def images(self, spec: Spec) -> Images:
+        """The images of a spec, on the device."""
+        seed = stream(spec.seed if spec.data_seed is None else spec.data_seed, "augmentation")
+        key = json.dumps([spec.data.model_dump(mode="json"), seed])
+        if key not in self._images:
+            entry = spec.data
+            data = self._load(entry)
+            self._images[key] = prepare(
+                entry.use,
+                data,
+                validation=entry.validation,
+                split_seed=entry.split_seed,
+                augmentation=Augmentation(
+                    seed=seed,
+                    crop=data.crop if entry.crop is None else entry.crop,
+                    flip=data.flip if entry.flip is None else entry.flip,
+                ),
+                device=self.device,
+            )
+        return self._images[key]
+
+    def _load(self, entry: DataEntry) -> ImageData:
+        key = json.dumps([entry.use, entry.params])
+        if key not in self._data:
+            source: DataSource = registry().make(DataSource.kind, entry.use, entry.params)
+            try:
+                self._data[key] = source.load()
+            except KdzooError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f'data "{entry.use}" cannot be loaded: {type(error).__name__}: {error}'
+                ) from error
+        return self._data[key]
+
+    def identity(self, spec: Spec) -> str:
+        """A hash of all that decides a run's result: not of names, observers or devices."""
+        images = self.images(spec)
+        hidden = {"name", "observers", "log_every", "device", "threads", "teacher", "data_seed"}
+        decides = spec.model_dump(mode="json", exclude=hidden)
+        decides["data"] |= {
+            "fingerprint": images.fingerprint,
+            "crop": images.augmentation.crop,
+            "flip": images.augmentation.flip,
+            "seed": images.augmentation.seed,
+        }
+        decides["student"]["checkpoint"] = _file_hash(spec.student.checkpoint)
+        decides["teacher"] = None
+        if (trained := _teacher_spec(spec)) is not None:
+            decides["teacher"] = self.identity(trained)
+        elif (loaded := spec.teacher) is not None:
+            decides["teacher"] = [loaded.use, loaded.params, _file_hash(loaded.checkpoint)]
+        text = json.dumps(decides, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class _Plan:
+    """All parts of one run, put together but not yet trained."""
+
+    def __init__(self, session: _Session, spec: Spec, role: Role) -> None:
+        self.session = session
+        self.spec = spec
+        self.role: Role = role
+        self.images = session.images(spec)
+        self.recipe = _recipe(spec.student, self.images)
+        self.student, student_layers = self._network(self.recipe, spec.student, "student")
+        # The weights of a teacher that comes out of a run are filled in when that run is done.
+        self.teacher: Network | None = None
+        teacher_layers = Layers()
+        if spec.teacher is not None:
+            recipe = self._teacher_recipe()
+            self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
+            if spec.teacher.checkpoint is not None:
+                self._check_teacher(self.teacher)
+        losses = _losses(spec)
+        self.stages = [
+            PreparedStage(
+                stage,
+                [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses],
+                self._policy(stage),
+            )
+            for stage in spec.stages
+        ]
+        self.observers: list[Observer] = [
+            registry().make(Observer.kind, entry.use, entry.params) for entry in spec.observers
+        ]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(spec.seed, "losses"))
+            self.distiller = Distiller(
+                self.teacher,
+                self.student,
+                [Term(name, loss) for name, loss in losses.items()],
+                example=next(self.images.train.plain(2)).inputs,
+                classes=self.images.classes,
+                num_samples=self.images.rows,
+                teacher_layers=teacher_layers,
+                student_layers=student_layers,
+            )
+
+    def train_others(self) -> dict[str, Run]:
+        """The runs that this one builds on: the teacher's and the baseline's."""
+        runs: dict[str, Run] = {}
+        if (teacher := _teacher_spec(self.spec)) is not None:
+            runs["teacher"] = self.session.do(teacher, "teacher")
+        if self.spec.baseline:
+            runs["baseline"] = self.session.do(_baseline_spec(self.spec), "baseline")
+        return runs
+
+    def train(self, directory: RunDirectory, runs: Mapping[str, Run]) -> Report:
+        """Train the student, and write down what came out."""
+        if self.teacher is not None and "teacher" in runs:
+            weights = RunDirectory(runs["teacher"].directory).student
+            load_weights(self.teacher.model, weights, "the teacher")
+        if "baseline" in runs:
+            self.distiller.curves.baseline = self._baseline_curve(runs["baseline"])
+        start = Checkpoint.load(directory)
+        if start is not None:
+            log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
+        _write_environment(directory, self.session.device, resumed=start is not None)
+        text = dump_spec(self.spec)
+        directory.write(directory.spec, text.encode())
+        info = RunInfo(
+            name=self.spec.name,
+            role=self.role,
+            directory=directory.path,
+            classes=self.images.classes,
+            epochs=self.spec.epochs,
+            steps=sum(
+                self.images.steps(stage.train.batch_size) * epochs
+                for stage, epochs in zip(self.spec.stages, self.spec.stage_epochs, strict=True)
+            ),
+            epoch=start.epoch if start else 0,
+            step=start.step if start else 0,
+            spec=text,
+        )
+        trainer = Trainer(
+            self.spec, self.images, self.distiller, self.stages, directory, self.observers
+        )
+        curves = trainer.fit(info, start)
+        self.recipe.save(self.student, directory)
+        report = self._report(trainer, curves, runs)
+        directory.write(directory.report, report.model_dump_json(indent=2).encode())
+        return report
+
+    def _report(self, trainer: Trainer, curves: TeachingCurves, runs: Mapping[str, Run]) -> Report:
+        """The test images are read here and nowhere else, after everything is decided."""
+        student = self._test(self.student)
+        teacher = None
+        if "teacher" in runs:
+            teacher = runs["teacher"].report.student
+        elif self.teacher is not None:
+            teacher = self._test(self.teacher)
+        best = None
+        if trainer.best is not None:
+            self.student.load_state_dict(trainer.best.student)
+            best = BestValidation(
+                epoch=trainer.best.epoch,
+                validation=trainer.best.accuracy,
+                test=self._test(self.student),
+            )
+        return Report(
+            name=self.spec.name,
+            epochs=trainer.epoch,
+            parameters=sum(parameter.numel() for parameter in self.student.parameters()),
+            student=student,
+            best_validation=best,
+            teacher=teacher,
+            baseline=runs["baseline"].report.student if "baseline" in runs else None,
+            untaught=tuple(self.images.classes[c] for c in curves.untaught),
+            directories={role: str(done.directory) for role, done in runs.items()},
+        )
+
+    def _network(
+        self, recipe: NetworkRecipe, entry: ModelEntry, role: str
+    ) -> tuple[Network, Layers]:
+        network, layers = recipe.build(stream(self.spec.seed, role))
+        if entry.checkpoint is not None:
+            load_weights(network.model, Path(entry.checkpoint), f"the {role}")
+        return network.to(self.session.device), layers
+
+    def _teacher_recipe(self) -> NetworkRecipe:
+        assert self.spec.teacher is not None
+        if self.spec.teacher.checkpoint is not None:
+            saved = NetworkRecipe.of(Path(self.spec.teacher.checkpoint))
+            recipe = _recipe(self.spec.teacher, self.images)
+            if saved is not None:  # a student of ours brings its own normalization and classes
+                recipe.mean, recipe.std, recipe.classes = saved.mean, saved.std, saved.classes
+        else:
+            other = _teacher_spec(self.spec)
+            assert other is not None
+            recipe = _recipe(other.student, self.session.images(other))
+        if recipe.classes != self.images.classes:
+            raise SpecError(
+                f"the teacher knows {len(recipe.classes)} classes ({recipe.classes[0]}, ...), and "
+                f"the data has {len(self.images.classes)} ({self.images.classes[0]}, ...); they "
+                "must be the same, in the same order"
+            )
+        return recipe
+
+    def _check_teacher(self, teacher: Network) -> None:
+        """Say how good a loaded teacher is, and refuse one that knows nothing."""
+        split, name = self.images.validation, "validation"
+        if not len(split):
+            split, name = self.images.train, "training"
+        accuracy = evaluate(teacher, split, len(self.images.classes)).accuracy
+        log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, name)
+        chance = 1 / len(self.images.classes)
+        if accuracy < 1.5 * chance:
+            raise CheckpointError(
+                f"the teacher gets {100 * accuracy:.2f} % of the {name} images right, and chance "
+                f"is {100 * chance:.2f} %: check that its weights are of this data set, the order "
+                "of the classes, and the input normalization it was trained with"
+            )
+
+    def _policy(self, stage: Stage) -> ClassPolicy:
+        entry = stage.policy
+        policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
+        policy.setup(
+            self.images.classes,
+            has_teacher=self.spec.teacher is not None,
+            has_baseline=self.spec.baseline,
+        )
+        return policy
+
+    def _baseline_curve(self, baseline: Run) -> Floats:
+        """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
+        classes = len(self.images.classes)
+        own = iter(student_curve(RunDirectory(baseline.directory).classes, classes))
+        shared = _baseline_stages(self.spec)
+        unknown = np.full(classes, np.nan)
+        return np.stack(
+            [
+                next(own) if number in shared else unknown
+                for number, epochs in enumerate(self.spec.stage_epochs)
+                for _ in range(epochs)
+            ]
+        )
+
+    def _test(self, network: Network) -> Score:
+        evaluation = evaluate(network, self.images.test, len(self.images.classes))
+        return Score.of(evaluation, self.images.classes)
+
+
+def _recipe(entry: ModelEntry, images: Images) -> NetworkRecipe:
+    return NetworkRecipe(
+        entry.use, entry.params, images.input_shape, images.classes, images.mean, images.std
+    )
+
+
+def _losses(spec: Spec) -> dict[str, Loss]:
+    """The losses of all stages by id; what has the same id in two stages is the same loss."""
+    entries: dict[str, LossEntry] = {}
+    for stage in spec.stages:
+        for entry in stage.losses:
+            plain = entry.model_copy(update={"weight": 1.0, "warmup_epochs": 0})
+            if entries.setdefault(entry.id, plain) != plain:
+                raise SpecError(
+                    f'stages: the loss "{entry.id}" has other parameters in another stage; only '
+                    "weight and warmup_epochs may differ, or give it another id"
+                )
+    return {name: make_loss(entry) for name, entry in entries.items()}
+
+
+def _teacher_spec(spec: Spec) -> Spec | None:
+    """The run that trains the teacher, if one does: an ordinary run whose student it is."""
+    teacher = spec.teacher
+    if teacher is None or teacher.checkpoint is not None:
+        return None
+    if teacher.run is not None:
+        other = read_spec(teacher.run)
+        return other.model_copy(update={"stop_epoch": teacher.epoch}) if teacher.epoch else other
+    assert teacher.train is not None
+    return spec.model_copy(
+        update={
+            "name": f"{spec.name}-teacher",
+            "seed": stream(spec.seed, "teacher") if teacher.seed is None else teacher.seed,
+            "teacher": None,
+            "student": ModelEntry(use=teacher.use, **teacher.params),
+            "baseline": False,
+            "stages": (Stage(train=teacher.train, losses=teacher.losses),),
+            "stop_epoch": None,
+        }
+    )
+
+
+def _baseline_spec(spec: Spec) -> Spec:
+    """The run that trains the same student without the teacher: same seed, split and views."""
+    stages = _baseline_stages(spec)
+    ended = spec.stop_epoch is not None
+    return spec.model_copy(
+        update={
+            "name": f"{spec.name}-baseline",
+            "teacher": None,
+            "baseline": False,
+            "stages": tuple(
+                spec.stages[number].model_copy(
+                    update={"losses": losses, "policy": Stage.model_fields["policy"].default}
+                )
+                for number, losses in stages.items()
+            ),
+            "stop_epoch": sum(spec.stage_epochs[number] for number in stages) if ended else None,
+        }
+    )
+
+
+def _baseline_stages(spec: Spec) -> dict[int, tuple[LossEntry, ...]]:
+    """The stages that a baseline has, by number, and their losses: the label terms, in full.
+
+    A spec without any label term has a baseline that learns from labels in its last stage.
+    """
+    stages: dict[int, tuple[LossEntry, ...]] = {}
+    for number, stage in enumerate(spec.stages):
+        losses = tuple(
+            entry.model_copy(update={"weight": 1.0, "warmup_epochs": 0})
+            for entry in stage.losses
+            if registry().find(Loss.kind, entry.use).guidance == "label"
+        )
+        if losses:
+            stages[number] = losses
+    default = [entry.use for entry in Stage.model_fields["losses"].default]
+    return stages or {len(spec.stages) - 1: read_losses(default)}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: cuda is asked for, and torch finds none; use cpu or auto")
+    return torch.device(name)
+
+
+def _file_hash(path: str | None) -> str | None:
+    if path is None:
+        return None
+    with open(path, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()  # file_digest needs Python 3.11
+
+
+def _write_environment(directory: RunDirectory, device: torch.device, *, resumed: bool) -> None:
+    """Keep what exactness depends on, and say so if it is not what the run began with."""
+    now = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: metadata.version(name)
+            for name in ("torch", "numpy", *sorted({r.distribution for r in registry().records}))
+            if name != "unknown"
+        },
+    }
+    if resumed and directory.environment.exists():
+        try:
+            before = json.loads(directory.environment.read_bytes())
+        except ValueError:
+            before = {}
+        for key, value in now.items():
+            if before.get(key) != value:
+                log.warning(
+                    "%s was %s when this run began and is %s now: the result may differ in the "
+                    "last digits from a run that was never cut off",
+                    key,
+                    before.get(key),
+                    value,
+                )
+    directory.write(directory.environment, json.dumps(now, indent=2).encode())
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: RunDirectory) -> Iterator[None]:
+    """Says of an error of the disk what it means for the run."""
+    try:
+        yield
+    except OSError as error:
+        kept = "the last checkpoint is kept" if directory.checkpoint.exists() else "nothing is lost"
+        raise RunError(f"{error.filename or directory.path}: {error.strerror}; {kept}") from error

@@ -1,0 +1,285 @@
+"""The spec's own keys. Only here does the engine name bundled components: as defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kdzoo.extend.bases import Adapter, ClassPolicy, DataSource, Loss, ModelSource, Observer
+
+__all__ = [
+    "KINDS",
+    "AdapterEntry",
+    "DataEntry",
+    "Entry",
+    "LayersEntry",
+    "LossEntry",
+    "ModelEntry",
+    "ObserverEntry",
+    "PolicyEntry",
+    "Spec",
+    "Stage",
+    "TeacherEntry",
+    "TorchEntry",
+    "Train",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _use(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+class Entry(BaseModel):
+    """A component by name, with its parameters flat beside the spec's own keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str = Field(description="The component's name.")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The component's parameters: all keys that are not the spec's own."""
+        return dict(self.model_extra or {})
+
+
+class AdapterEntry(Entry):
+    """A feature adapter."""
+
+
+class PolicyEntry(Entry):
+    """A class policy."""
+
+
+class ObserverEntry(Entry):
+    """An observer of the runs."""
+
+
+class TorchEntry(Entry):
+    """An optimizer of torch.optim, or a schedule of torch.optim.lr_scheduler, by its own name."""
+
+
+class DataEntry(Entry):
+    """The images."""
+
+    validation: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="The share of each class's training images that is kept for validation. 0: "
+        "train on all of them, as published recipes do.",
+    )
+    split_seed: int = Field(0, description="Which images those are.")
+    crop: int | None = Field(
+        None, ge=0, description="Random crops up to so many pixels off centre; the data's own."
+    )
+    flip: bool | None = Field(None, description="Mirror at random; by default as the data says.")
+
+
+Optimizer = Annotated[TorchEntry, BeforeValidator(_use)]
+
+
+class Train(_Strict):
+    """How long and with which optimizer a stage trains."""
+
+    epochs: int = Field(ge=1, description="How often each training image is seen.")
+    batch_size: int = Field(64, ge=2, description="Images a step.")
+    optimizer: Optimizer = Field(
+        TorchEntry.model_validate(
+            {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5.0e-4}
+        ),
+        description="One of torch.optim by name (sgd, adamw, ...), with its arguments.",
+    )
+    schedule: Optimizer | None = Field(
+        None,
+        description="One of torch.optim.lr_scheduler by name without LR (multistep, "
+        "cosineannealing, ...), with its arguments; stepped once an epoch. None: constant.",
+    )
+
+
+class LayersEntry(_Strict):
+    """A student layer and the teacher layer it is compared with."""
+
+    student: int | str = Field(description="A stage number, or a module path such as blocks.7.")
+    teacher: int | str = Field(description="A stage number, or a module path such as blocks.7.")
+
+
+class LossEntry(Entry):
+    """One term of the total loss."""
+
+    id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="The term's name, unique in its stage; by default its `use`.",
+    )
+    weight: float = Field(1.0, ge=0, description="The factor of the term in the total loss.")
+    warmup_epochs: int = Field(
+        0, ge=0, description="The weight rises as min(epoch / warmup_epochs, 1), epochs from 1."
+    )
+    layers: Annotated[tuple[LayersEntry, ...], BeforeValidator(_as_list)] | None = Field(
+        None, description="The features compared, one pair or a list; by default the loss's own."
+    )
+    adapter: Annotated[AdapterEntry, BeforeValidator(_use)] | None = Field(
+        None, description="Brings student features into the teacher's shape."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("id") and isinstance(data.get("use"), str):
+            return {**data, "id": data["use"]}
+        return data
+
+
+Losses = tuple[Annotated[LossEntry, BeforeValidator(_use)], ...]
+
+
+class ModelEntry(Entry):
+    """An architecture."""
+
+    checkpoint: str | None = Field(
+        None, description="Weights to start from: .safetensors, or what torch.save wrote."
+    )
+
+
+class TeacherEntry(ModelEntry):
+    """The teacher: trained here (`train`), loaded (`checkpoint`), or from another spec (`run`)."""
+
+    use: str = Field("", description="The architecture's name.")
+    train: Train | None = Field(None, description="Train the teacher, in a run of its own.")
+    losses: Losses = Field(
+        (LossEntry.model_validate({"use": "ce"}),), description="What the teacher is trained with."
+    )
+    seed: int | None = Field(
+        None, description="The seed of its run; by default a stream of the spec's own seed."
+    )
+    run: str | None = Field(
+        None, description="Another spec, relative to this one: its student is the teacher."
+    )
+    epoch: int | None = Field(
+        None, ge=1, description="With `run`: that student as it was after so many epochs."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TeacherEntry:
+        if self.run is not None:
+            if given := {*self.model_fields_set, *self.params} - {"run", "epoch"}:
+                raise ValueError(
+                    f"`run` takes the teacher whole out of another spec; remove {_listed(given)}"
+                )
+        elif self.epoch is not None:
+            raise ValueError("`epoch` belongs to a teacher that comes out of another spec (`run`)")
+        elif not self.use:
+            raise ValueError("name its architecture with `use`, or another spec with `run`")
+        elif (self.train is None) == (self.checkpoint is None):
+            raise ValueError(
+                "say where its weights come from: `train` (train it here) or `checkpoint` "
+                "(a file), one of the two"
+            )
+        return self
+
+
+class Stage(_Strict):
+    """A part of a run with its own losses and learning parameters."""
+
+    train: Train
+    losses: Losses = Field(
+        (LossEntry.model_validate({"use": "ce"}),), description="The terms of the total loss."
+    )
+    policy: Annotated[PolicyEntry, BeforeValidator(_use)] = Field(
+        PolicyEntry(use="all"), description="Which classes are taught."
+    )
+    learn: tuple[str, ...] = Field(
+        ("student", "losses"),
+        description="Which parameters learn: these, or parts of them (student.stem).",
+    )
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Stage:
+        ids = [entry.id for entry in self.losses]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f'two losses have the id "{name}"; give one of them another `id`')
+        if not ids:
+            raise ValueError("losses is empty: there is nothing to learn from")
+        return self
+
+
+class Spec(_Strict):
+    """All that one run is made of."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="The first part of the run directory's name.",
+    )
+    seed: int = Field(0, ge=0, description="All random streams derive from it.")
+    data_seed: int | None = Field(
+        None, ge=0, description="The seed of the augmentation; by default the seed."
+    )
+    data: Annotated[DataEntry, BeforeValidator(_use)] = Field(description="The images.")
+    teacher: Annotated[TeacherEntry, BeforeValidator(_use)] | None = Field(
+        None, description="The network to learn from; none for ordinary training."
+    )
+    student: Annotated[ModelEntry, BeforeValidator(_use)] = Field(
+        description="The network that is trained."
+    )
+    baseline: bool = Field(
+        False, description="Also train the same student without the teacher, to compare with."
+    )
+    stages: tuple[Stage, ...] = Field(
+        min_length=1,
+        description="The parts of the run. For a single one, its keys (train, losses, policy, "
+        "learn) may stand at the top of the spec instead.",
+    )
+    stop_epoch: int | None = Field(
+        None, ge=1, description="End after so many epochs, with the schedule of the whole run."
+    )
+    observers: tuple[Annotated[ObserverEntry, BeforeValidator(_use)], ...] = Field(
+        tuple(ObserverEntry(use=name) for name in ("progress", "tensorboard", "jsonl")),
+        description="What shows a run and writes it down.",
+    )
+    log_every: int = Field(10, ge=1, description="Steps between two looks at the losses.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
+
+    @property
+    def stage_epochs(self) -> tuple[int, ...]:
+        """How many epochs each stage will be trained."""
+        left = sum(stage.train.epochs for stage in self.stages)
+        if self.stop_epoch is not None:
+            left = min(left, self.stop_epoch)
+        epochs: list[int] = []
+        for stage in self.stages:
+            epochs.append(min(stage.train.epochs, left))
+            left -= epochs[-1]
+        return tuple(epochs)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs will be trained, over all stages."""
+        return sum(self.stage_epochs)
+
+
+def _listed(keys: set[str]) -> str:
+    return ", ".join(f"`{key}`" for key in sorted(keys))
+
+
+KINDS: dict[type[Entry], str] = {
+    AdapterEntry: Adapter.kind,
+    DataEntry: DataSource.kind,
+    LossEntry: Loss.kind,
+    ModelEntry: ModelSource.kind,
+    ObserverEntry: Observer.kind,
+    PolicyEntry: ClassPolicy.kind,
+    TeacherEntry: ModelSource.kind,
+}
+"""The kind of component that each class of entry names."""

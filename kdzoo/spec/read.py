@@ -1,0 +1,341 @@
+"""From a YAML file or a mapping to a checked :class:`Spec` in which every default is filled in."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.compat import StringIO
+
+from kdzoo.errors import SpecError, did_you_mean
+from kdzoo.extend.bases import Loss
+from kdzoo.extend.component import Params
+from kdzoo.extend.registry import Registry, registry
+from kdzoo.spec.document import Document, KeyPath
+from kdzoo.spec.models import (
+    KINDS,
+    AdapterEntry,
+    Entry,
+    LayersEntry,
+    LossEntry,
+    Spec,
+    Stage,
+)
+from kdzoo.spec.torch_entries import make_optimizer, make_schedule
+
+__all__ = ["dump_spec", "read_losses", "read_spec"]
+
+_STAGE_KEYS = tuple(Stage.model_fields)
+
+
+def read_spec(
+    source: str | Path | Mapping[str, Any] | Spec,
+    overrides: Iterable[str] = (),
+    *,
+    plugins: Registry | None = None,
+) -> Spec:
+    """Read and check a spec.
+
+    Args:
+        source: a YAML file, or the same as a mapping.
+        overrides: ``key.path=value`` each, applied in this order.
+        plugins: where components come from; by default everything installed.
+
+    Returns:
+        The spec with every default filled in, those of the components too, and with absolute
+        paths.
+
+    Raises:
+        SpecError: one line a problem: file, line, key, what is wrong, what would be right.
+    """
+    return _read(source, overrides, plugins or registry(), ())
+
+
+def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, ...]:
+    """The loss entries of a spec, checked on their own.
+
+    Raises:
+        SpecError: as :func:`read_spec`.
+    """
+    document = Document.of({"train": {"epochs": 1}, "losses": list(entries)})
+    reader = _Reader(document, registry(), short=False)
+    stage = reader.validate(Stage)
+    stage = reader.stage((), stage, checked=("losses",))
+    reader.finish()
+    return stage.losses
+
+
+def dump_spec(spec: Spec) -> str:
+    """The spec as YAML that :func:`read_spec` reads back to an equal one."""
+    data = spec.model_dump(mode="json", exclude_none=True)
+    if len(spec.stages) == 1:
+        stage = data.pop("stages")[0]
+        data = {**data, **stage}
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(data, stream)
+    return str(stream.getvalue())
+
+
+def _read(
+    source: str | Path | Mapping[str, Any] | Spec,
+    overrides: Iterable[str],
+    plugins: Registry,
+    parents: tuple[Path, ...],
+) -> Spec:
+    if isinstance(source, Spec):
+        document = Document.of(source.model_dump(mode="json", exclude_none=True))
+    elif isinstance(source, Mapping):
+        document = Document.of(source)
+    else:
+        path = Path(source).resolve()
+        document = Document.read(path)
+        parents = (*parents, path)
+    for assignment in overrides:
+        document.set(assignment)
+    short = "stages" not in document.data
+    reader = _Reader(document, plugins, short)
+    if short:
+        moved = {key: document.data[key] for key in _STAGE_KEYS if key in document.data}
+        rest = {key: value for key, value in document.data.items() if key not in _STAGE_KEYS}
+        spec = reader.validate(Spec, {**rest, "stages": [moved]})
+    else:
+        spec = reader.validate(Spec)
+    spec = reader.spec(spec, parents)
+    reader.finish()
+    return spec
+
+
+class _Reader:
+    """Checks one document and collects what is wrong with it."""
+
+    def __init__(self, document: Document, plugins: Registry, short: bool) -> None:
+        self.document = document
+        self.plugins = plugins
+        self.short = short  # whether the keys of the only stage stand at the top
+        self.problems: list[str] = []
+
+    def finish(self) -> None:
+        if self.problems:
+            raise SpecError("\n".join(dict.fromkeys(self.problems)))
+
+    def problem(self, path: KeyPath, message: str) -> None:
+        if self.short and path[:2] == ("stages", 0):
+            path = path[2:]
+        self.problems.append(self.document.error(path, message))
+
+    def validate(self, model: type[_Model], data: Any = None) -> _Model:
+        """The document in the spec's own keys; problems with these are raised at once."""
+        try:
+            text = json.dumps(self.document.data if data is None else data)
+        except TypeError as error:
+            raise SpecError(
+                f"{self.document.name}: {error}; use plain numbers, text, lists"
+            ) from error
+        try:
+            # Validated as JSON: there a list may stand for a tuple although types are strict.
+            return model.model_validate_json(text)
+        except ValidationError as error:
+            for path, message in _messages(error, lambda path: set(_fields_at(model, path))):
+                self.problem(path, message)
+            self.finish()
+            raise
+
+    def spec(self, spec: Spec, parents: tuple[Path, ...]) -> Spec:
+        update: dict[str, Any] = {
+            "data": self.entry(("data",), spec.data),
+            "student": self.model(("student",), spec.student),
+            "observers": tuple(
+                self.entry(("observers", i), entry) for i, entry in enumerate(spec.observers)
+            ),
+            "stages": tuple(
+                self.stage(("stages", i), stage) for i, stage in enumerate(spec.stages)
+            ),
+        }
+        if spec.teacher is None:
+            self.no_teacher(spec)
+        elif spec.teacher.run is not None:
+            update["teacher"] = self.teacher_run(spec.teacher, parents)
+        else:
+            teacher = self.model(("teacher",), spec.teacher)
+            if teacher.train is not None:
+                stage = self.stage(("teacher",), Stage(train=teacher.train, losses=teacher.losses))
+                self.need_label_terms(("teacher",), stage, "a teacher that is trained here")
+                teacher = teacher.model_copy(update={"losses": stage.losses})
+            update["teacher"] = teacher
+        return spec.model_copy(update=update)
+
+    def stage(
+        self, path: KeyPath, stage: Stage, checked: tuple[str, ...] = ("losses", "policy", "train")
+    ) -> Stage:
+        losses = tuple(
+            self.loss((*path, "losses", i), entry) for i, entry in enumerate(stage.losses)
+        )
+        policy = stage.policy
+        if "policy" in checked:
+            policy = self.entry((*path, "policy"), policy)
+        if "train" in checked:
+            self.train((*path, "train"), stage)
+        return stage.model_copy(update={"losses": losses, "policy": policy})
+
+    def entry(self, path: KeyPath, entry: _Entry) -> _Entry:
+        """An entry with its component's defaults filled in."""
+        kind = KINDS[type(entry)]
+        known = {*type(entry).model_fields}
+        try:
+            params = self.plugins.params(kind, entry.use, entry.params)
+        except SpecError as error:
+            self.problem((*path, "use") if self._spelt_out(path) else path, str(error))
+            return entry
+        except ValidationError as error:
+            component: type[Params] = self.plugins.find(kind, entry.use).Params
+            known |= set(component.model_fields)
+            what = f'parameter of {kind} "{entry.use}"'
+            for tail, message in _messages(error, lambda tail: known if not tail else set(), what):
+                self.problem((*path, *tail), message)
+            return entry
+        return entry.model_copy(update=params.model_dump(mode="json"))
+
+    def model(self, path: KeyPath, entry: _Entry) -> _Entry:
+        entry = self.entry(path, entry)
+        checkpoint = getattr(entry, "checkpoint", None)
+        if checkpoint is not None:
+            file = (self.document.directory / checkpoint).resolve()
+            if not file.is_file():
+                self.problem((*path, "checkpoint"), f"there is no file {file}")
+            entry = entry.model_copy(update={"checkpoint": str(file)})
+        return entry
+
+    def loss(self, path: KeyPath, entry: LossEntry) -> LossEntry:
+        before = len(self.problems)
+        entry = self.entry(path, entry)
+        if len(self.problems) > before:
+            return entry
+        loss: type[Loss] = self.plugins.find(Loss.kind, entry.use)
+        if entry.layers is None:
+            pairs = tuple(
+                LayersEntry(student=p.student, teacher=p.teacher) for p in loss.default_layers
+            )
+            entry = entry.model_copy(update={"layers": pairs})
+        elif not loss.default_layers:
+            self.problem((*path, "layers"), f'loss "{entry.use}" compares logits, not layers')
+        elif not entry.layers:
+            self.problem((*path, "layers"), "is empty; name at least one pair of layers")
+        if entry.adapter is not None and loss.default_adapter is None:
+            self.problem((*path, "adapter"), f'loss "{entry.use}" takes no adapter')
+        adapter = entry.adapter or (loss.default_adapter and AdapterEntry(use=loss.default_adapter))
+        if adapter:
+            adapter = self.entry((*path, "adapter"), adapter)
+            entry = entry.model_copy(update={"adapter": adapter})
+        return entry
+
+    def train(self, path: KeyPath, stage: Stage) -> None:
+        """Try the optimizer and the schedule on a parameter of their own."""
+        train = stage.train
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        try:
+            optimizer = make_optimizer(train.optimizer, [parameter])
+        except SpecError as error:
+            self.problem((*path, "optimizer"), str(error))
+            return
+        try:
+            make_schedule(train.schedule, optimizer, train.epochs)
+        except SpecError as error:
+            self.problem((*path, "schedule"), str(error))
+
+    def no_teacher(self, spec: Spec) -> None:
+        for i, stage in enumerate(spec.stages):
+            path: KeyPath = ("stages", i)
+            self.need_label_terms(path, stage, "a spec without a teacher")
+        if spec.baseline:
+            self.problem(("baseline",), "a run without a teacher is its own baseline; remove it")
+
+    def need_label_terms(self, path: KeyPath, stage: Stage, what: str) -> None:
+        for i, entry in enumerate(stage.losses):
+            if self._guidance(entry) == "teacher":
+                message = f'loss "{entry.use}" follows a teacher, and {what} has none'
+                self.problem((*path, "losses", i), message)
+
+    def teacher_run(self, teacher: Any, parents: tuple[Path, ...]) -> Any:
+        file = (self.document.directory / teacher.run).resolve()
+        if file in parents:
+            chain = " -> ".join(path.name for path in (*parents[parents.index(file) :], file))
+            self.problem(("teacher", "run"), f"the specs refer to each other: {chain}")
+            return teacher
+        try:
+            other = _read(file, (), self.plugins, parents)
+        except SpecError as error:
+            self.problem(("teacher", "run"), f"{file.name} cannot be used:\n    {error}")
+            return teacher
+        if teacher.epoch is not None and teacher.epoch > other.epochs:
+            self.problem(("teacher", "epoch"), f"{file.name} ends after {other.epochs} epochs")
+        return teacher.model_copy(update={"run": str(file)})
+
+    def _guidance(self, entry: LossEntry) -> str | None:
+        try:
+            loss: type[Loss] = self.plugins.find(Loss.kind, entry.use)
+        except SpecError:  # reported where the entry itself was checked
+            return None
+        return loss.guidance
+
+    def _spelt_out(self, path: KeyPath) -> bool:
+        here: Any = self.document.data
+        for part in path[2:] if self.short and path[:2] == ("stages", 0) else path:
+            try:
+                here = here[part]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return isinstance(here, dict)
+
+
+_Entry = typing.TypeVar("_Entry", bound=Entry)
+_Model = typing.TypeVar("_Model", bound=BaseModel)
+
+
+def _messages(
+    error: ValidationError, known_at: Callable[[KeyPath], set[str]], what: str = "key"
+) -> Iterator[tuple[KeyPath, str]]:
+    """Pydantic's findings in our words."""
+    for item in error.errors():
+        path: KeyPath = item["loc"]
+        if item["type"] == "extra_forbidden":
+            known = known_at(path[:-1])
+            yield path, f"unknown {what}{did_you_mean(str(path[-1]), known)}"
+        elif item["type"] == "missing":
+            yield path, "is missing"
+        elif item["type"] == "value_error":
+            yield path, str(item["ctx"]["error"])
+        else:
+            text = item["msg"][0].lower() + item["msg"][1:]
+            yield path, f"{text}, not {item['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], path: KeyPath) -> Iterator[str]:
+    """The keys that may stand at a path of a model."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, str):
+            if here is None or part not in here.model_fields:
+                return
+            here = _model_in(here.model_fields[part].annotation)
+    if here is not None:
+        yield from here.model_fields
+        if here is Spec:
+            yield from _STAGE_KEYS
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None

@@ -1,0 +1,84 @@
+"""The JSON Schema of a spec, with the params of every installed component, for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdzoo.extend.registry import Registry
+from kdzoo.spec.models import KINDS, Spec, Stage
+from kdzoo.spec.torch_entries import optimizer_names, schedule_names
+
+__all__ = ["json_schema"]
+
+_STAGE_KEYS = tuple(Stage.model_fields)
+
+
+def json_schema(plugins: Registry) -> dict[str, Any]:
+    """The schema that describes every spec which these plugins understand (draft 2020-12)."""
+    schema = Spec.model_json_schema(ref_template="#/$defs/{model}")
+    definitions: dict[str, Any] = schema["$defs"]
+
+    for model, kind in KINDS.items():
+        if model.__name__ in definitions:
+            definitions[model.__name__] = _entry(
+                definitions[model.__name__], kind, plugins, definitions
+            )
+    stage = definitions["Stage"]
+    train = definitions["Train"]["properties"]
+    train["optimizer"] = _torch_entry(train["optimizer"], optimizer_names())
+    train["schedule"] = _torch_entry(train["schedule"], [*schedule_names(), None])
+    # The keys of a single stage may stand at the top instead of `stages`.
+    schema["properties"] |= {key: stage["properties"][key] for key in _STAGE_KEYS}
+    schema["required"] = [key for key in schema["required"] if key != "stages"]
+    schema["oneOf"] = [{"required": ["stages"]}, {"required": ["train"]}]
+    schema["title"] = "kdzoo spec"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _entry(
+    schema: dict[str, Any], kind: str, plugins: Registry, definitions: dict[str, Any]
+) -> dict[str, Any]:
+    """What may stand where a component is named: its name, or a mapping with its params."""
+    own = {key: value for key, value in schema["properties"].items() if key != "use"}
+    names = plugins.names(kind)
+    choices: list[dict[str, Any]] = []
+    for name in names:
+        params = plugins.find(kind, name).Params.model_json_schema(
+            ref_template=f"#/$defs/{kind}.{name}.{{model}}"
+        )
+        for model, definition in params.pop("$defs", {}).items():
+            definitions[f"{kind}.{name}.{model}"] = definition
+        choices.append(
+            {
+                "type": "object",
+                "title": f'{kind} "{name}"',
+                "description": params.get("description", ""),
+                "properties": {"use": {"const": name}, **own, **params.get("properties", {})},
+                "required": ["use", *params.get("required", [])],
+                "additionalProperties": False,
+            }
+        )
+    if kind == "model" and "run" in own:
+        choices.append(
+            {
+                "type": "object",
+                "title": "out of another spec",
+                "properties": {key: own[key] for key in ("run", "epoch")},
+                "required": ["run"],
+                "additionalProperties": False,
+            }
+        )
+    return {"anyOf": [{"enum": names}, *choices]}
+
+
+def _torch_entry(schema: dict[str, Any], names: Sequence[str | None]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        key: schema[key] for key in ("description", "default") if key in schema
+    }
+    entry: dict[str, Any] = {
+        "type": "object",
+        "properties": {"use": {"enum": [name for name in names if name]}},
+        "required": ["use"],
+    }
+    return {**described, "anyOf": [{"enum": names}, entry]}

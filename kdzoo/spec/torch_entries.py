@@ -1,0 +1,102 @@
+"""Optimizers and schedules: torch's own, by their own names, with their own arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from kdzoo.errors import SpecError, did_you_mean
+from kdzoo.spec.models import TorchEntry
+
+__all__ = ["make_optimizer", "make_schedule", "optimizer_names", "schedule_names"]
+
+# These are stepped with a metric or once a step, or take code or other schedules as arguments.
+_NO_SCHEDULES = {
+    "ChainedScheduler",
+    "CyclicLR",
+    "LRScheduler",
+    "LambdaLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+}
+_NO_OPTIMIZERS = {"LBFGS", "Optimizer", "SparseAdam"}  # a closure a step, or sparse gradients only
+
+_OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, Optimizer) and name not in _NO_OPTIMIZERS
+}
+_SCHEDULES: dict[str, type[lr_scheduler.LRScheduler]] = {
+    name.removesuffix("LR").lower(): value
+    for name, value in vars(lr_scheduler).items()
+    if isinstance(value, type)
+    and issubclass(value, lr_scheduler.LRScheduler)
+    and not name.startswith("_")
+    and name not in _NO_SCHEDULES
+}
+
+
+def optimizer_names() -> list[str]:
+    """The optimizers that a spec can name."""
+    return sorted(_OPTIMIZERS)
+
+
+def schedule_names() -> list[str]:
+    """The schedules that a spec can name."""
+    return sorted(_SCHEDULES)
+
+
+def make_optimizer(entry: TorchEntry, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer of a spec's entry.
+
+    Raises:
+        SpecError: torch has no such optimizer, or it does not take these arguments.
+    """
+    cls = _OPTIMIZERS.get(entry.use)
+    if cls is None:
+        raise SpecError(f'unknown optimizer "{entry.use}"{did_you_mean(entry.use, _OPTIMIZERS)}')
+    made: Optimizer = _called("optimizer", entry, cls, list(parameters), entry.params)
+    return made
+
+
+def make_schedule(
+    entry: TorchEntry | None, optimizer: Optimizer, epochs: int
+) -> lr_scheduler.LRScheduler:
+    """The schedule of a spec's entry; a constant one for ``None``.
+
+    A ``T_max`` or ``total_iters`` that is not given is the number of epochs.
+
+    Raises:
+        SpecError: torch has no such schedule, or it does not take these arguments.
+    """
+    if entry is None:
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    cls = _SCHEDULES.get(entry.use)
+    if cls is None:
+        raise SpecError(f'unknown schedule "{entry.use}"{did_you_mean(entry.use, _SCHEDULES)}')
+    length = {"T_max", "total_iters"} & set(inspect.signature(cls).parameters)
+    params = {**dict.fromkeys(length, epochs), **entry.params}
+    made: lr_scheduler.LRScheduler = _called("schedule", entry, cls, optimizer, params)
+    return made
+
+
+def _called(
+    kind: str, entry: TorchEntry, cls: type[Any], first: Any, params: dict[str, Any]
+) -> Any:
+    known = set(list(inspect.signature(cls).parameters)[1:]) - {"last_epoch", "verbose"}
+    for key in params:
+        if key not in known:
+            raise SpecError(
+                f'unknown argument "{key}" of {kind} {entry.use}{did_you_mean(key, known)}'
+            )
+    try:
+        return cls(first, **params)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SpecError(f"{kind} {entry.use} does not take these arguments: {error}") from error

@@ -1,0 +1,100 @@
+"""Everything needed to go on exactly, in one file that is never half written."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdzoo.errors import CheckpointError
+from kdzoo.training.directory import RunDirectory
+
+__all__ = ["Best", "Checkpoint", "load_tensors"]
+
+
+@dataclass
+class Best:
+    """The epoch with the best validation accuracy so far, and the student's weights then."""
+
+    epoch: int
+    accuracy: float
+    student: dict[str, Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """The state after a finished epoch.
+
+    Random states are not in it: every draw is a function of the seed and the step.
+
+    Attributes:
+        epoch: how many epochs are done, over all stages.
+        step: how many steps.
+        distiller: student, losses, class weights, curves and policy.
+        optimizer: the state of the stage's optimizer.
+        schedule: the state of the stage's schedule.
+        observers: each observer's state, by name.
+        validation: the validation accuracy after each epoch; empty without a validation split.
+        best: the best of them.
+    """
+
+    epoch: int
+    step: int
+    distiller: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    observers: dict[str, dict[str, Any]]
+    validation: list[float] = field(default_factory=list)
+    best: Best | None = None
+
+    def save(self, directory: RunDirectory) -> None:
+        """Replace the directory's checkpoint.
+
+        Raises:
+            RunError: it cannot be written; the last one is kept.
+        """
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["best"] = None if self.best is None else vars(self.best)
+        buffer = io.BytesIO()
+        torch.save(fields, buffer)
+        directory.write(directory.checkpoint, buffer.getvalue())
+
+    @classmethod
+    def load(cls, directory: RunDirectory) -> Checkpoint | None:
+        """The directory's checkpoint, on the CPU; ``None`` if there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        if not directory.checkpoint.exists():
+            return None
+        fields = load_tensors(directory.checkpoint)
+        try:
+            best = fields.pop("best")
+            return cls(**fields, best=None if best is None else Best(**best))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{directory.checkpoint}: is no checkpoint of this version of kdzoo ({error}); "
+                "start over with --fresh"
+            ) from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote, as long as it is data: no code in the file is run.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds more than data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: is damaged, or holds something else than tensors and plain data: {reason}"
+        ) from error

@@ -1,0 +1,108 @@
+"""A run directory: its files, its lock, and writes that are whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdzoo.errors import LockedError, RunError
+
+__all__ = ["RunDirectory"]
+
+log = logging.getLogger("kdzoo")
+
+
+class RunDirectory:
+    """All that one run leaves behind.
+
+    Attributes:
+        path: the directory.
+        spec: the spec as resolved.
+        environment: versions, device, threads.
+        checkpoint: everything needed to go on exactly.
+        classes: the teaching curves.
+        student: the trained weights.
+        report: what came out; its presence means that the run is finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.yaml"
+        self.environment = path / "environment.json"
+        self.checkpoint = path / "checkpoint.pt"
+        self.classes = path / "classes.csv"
+        self.student = path / "student.safetensors"
+        self.report = path / "report.json"
+
+    @classmethod
+    def at(cls, runs: Path, name: str, identity: str) -> RunDirectory:
+        """The directory of the run with this identity, whatever its name was when it began."""
+        for path in sorted(runs.glob(f"*-{identity}")):
+            if path.is_dir():
+                return cls(path)
+        return cls(runs / f"{name}-{identity}")
+
+    @contextlib.contextmanager
+    def locked(self, *, wait: bool) -> Iterator[None]:
+        """Create the directory and keep every other process out of it.
+
+        Args:
+            wait: wait for another process to leave rather than raise.
+
+        Raises:
+            LockedError: another process is in it.
+            RunError: it cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if not wait:
+                    raise LockedError(
+                        f"{self.path}: another process is working on this run; wait for it, or "
+                        "stop it first"
+                    ) from None
+                log.info("waiting for another process to finish %s", self.path)
+                lock.acquire()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be used as run directory: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write(self, file: Path, content: bytes) -> None:
+        """Replace one of the directory's files, atomically and durably.
+
+        Raises:
+            RunError: the disk is full or refuses; the file is as it was.
+        """
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            with open(partial, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise RunError(f"{file}: cannot be written: {error.strerror}") from error
+
+    def clear(self) -> None:
+        """Remove everything but the lock."""
+        for path in self.path.iterdir():
+            if path.name == ".lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -1,0 +1,255 @@
+"""The training loop: stages, epochs, steps; and after each epoch everything is made durable."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from kdzoo.data.images import Images
+from kdzoo.distill.distiller import Distiller, Step
+from kdzoo.distill.terms import Term
+from kdzoo.errors import NonFiniteError, SpecError
+from kdzoo.extend.bases import ClassPolicy, Observer
+from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
+from kdzoo.seeds import stream
+from kdzoo.spec.models import Spec, Stage
+from kdzoo.spec.torch_entries import make_optimizer, make_schedule
+from kdzoo.training.checkpoint import Best, Checkpoint
+from kdzoo.training.curves_file import curves_as_csv
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.evaluate import evaluate
+
+__all__ = ["PreparedStage", "Trainer"]
+
+
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage of the spec with its terms and its policy."""
+
+    spec: Stage
+    terms: Sequence[Term]
+    policy: ClassPolicy
+
+
+class Trainer:
+    """Trains a distiller through all stages of a run.
+
+    Args:
+        spec: the run's spec.
+        images: what to train on.
+        distiller: what to train.
+        stages: the spec's stages, prepared.
+        directory: where the checkpoint and the curves go.
+        observers: who watches.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        images: Images,
+        distiller: Distiller,
+        stages: Sequence[PreparedStage],
+        directory: RunDirectory,
+        observers: Sequence[Observer],
+    ) -> None:
+        self.spec = spec
+        self.images = images
+        self.distiller = distiller
+        self.stages = stages
+        self.directory = directory
+        self.observers = observers
+        self.epoch = 0  # how many are done, over all stages
+        self.step = 0  # how many are done
+        self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
+        self.validation: list[float] = []
+        self.best: Best | None = None
+
+    def fit(self, info: RunInfo, start: Checkpoint | None) -> TeachingCurves:
+        """Train from the start, or on from a checkpoint, to the end.
+
+        Returns:
+            The teaching curves of all epochs.
+
+        Raises:
+            NonFiniteError: a loss or a weight became NaN or infinite.
+            RunError: a file cannot be written.
+        """
+        first = 0
+        with self._observed(info, start):
+            for stage, epochs in zip(self.stages, self.spec.stage_epochs, strict=True):
+                last = first + epochs
+                if first < last and (start is None or start.epoch <= last):
+                    self._stage(info, stage, first, last, start)
+                    start = None
+                first = last
+        curves = self.distiller.curves.curves()
+        self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
+        return curves
+
+    def _stage(
+        self, info: RunInfo, stage: PreparedStage, first: int, last: int, start: Checkpoint | None
+    ) -> None:
+        """One stage: epochs ``first`` to ``last`` of the run, or those that are left of them."""
+        self.distiller.begin_stage(stage.terms, stage.policy)
+        parameters = self._learning(stage.spec)
+        optimizer = make_optimizer(stage.spec.train.optimizer, parameters)
+        schedule = make_schedule(stage.spec.train.schedule, optimizer, stage.spec.train.epochs)
+        if start is not None:
+            self._restore(start, optimizer, schedule)
+        for epoch in range(max(first, self.epoch), last):
+            self._epoch(info, stage.spec, epoch - first, optimizer)
+            rate = optimizer.param_groups[0]["lr"]
+            schedule.step()
+            self.epoch, curves = epoch + 1, self.distiller.end_epoch()
+            self._close_epoch(info, curves, rate, optimizer, schedule)
+
+    def _epoch(self, info: RunInfo, stage: Stage, epoch: int, optimizer: Optimizer) -> None:
+        """All steps of one epoch; ``epoch`` counts from the stage's beginning."""
+        seed, batch_size = self.spec.seed, stage.train.batch_size
+        steps = self.images.steps(batch_size)
+        window: list[Tensor] = []
+        self.distiller.train()
+        for number, view in enumerate(self.images.epoch(self.epoch, batch_size, seed)):
+            # Seeded step by step: what a loss draws cannot shift the student's dropout, and a run
+            # that is continued draws what it would have drawn.
+            torch.manual_seed(stream(seed, "step", self.step))
+            progress = epoch + number / steps
+            step = self.distiller(view.inputs, view.targets, view.indices, progress)
+            optimizer.zero_grad()
+            step.total.backward()
+            optimizer.step()
+            self.step += 1
+            window.append(_row(step))
+            if self.step % self.spec.log_every == 0 or number == steps - 1:
+                self._log(info, list(step.terms), window)
+                window = []
+
+    def _log(self, info: RunInfo, terms: list[str], window: list[Tensor]) -> None:
+        """Bring some steps' numbers to the host in one copy, check them, show them."""
+        names = ["loss/total", *(f"loss/{term}" for term in terms)]
+        first = self.step - len(window) + 1
+        values = torch.stack(window).cpu().numpy()
+        finite = np.isfinite(values)
+        if not finite.all():
+            row = int(np.argmin(finite.all(1)))
+            column = int(np.flatnonzero(~finite[row])[-1])  # a term rather than the total
+            raise NonFiniteError(
+                f"{names[column]} became {values[row, column]} in step {first + row} "
+                f"(epoch {self.epoch + 1}); {self._kept()}\n"
+                "    Usual reasons: a learning rate that is too high, a temperature or weight out "
+                "of range, a teacher that was not loaded as it was trained."
+            )
+        series = {name: values[:, i] for i, name in enumerate(names)}
+        for observer in self.observers:
+            observer.steps(info, first, series)
+
+    def _close_epoch(
+        self,
+        info: RunInfo,
+        curves: TeachingCurves,
+        rate: float,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+    ) -> None:
+        """Evaluate, tell the observers, write the checkpoint."""
+        scalars = {"lr": float(rate), "accuracy/train": _mean(curves.student, curves.samples)}
+        if np.isfinite(curves.teacher[-1]).any():
+            scalars["accuracy/teacher"] = _mean(curves.teacher, curves.samples)
+            scalars["agreement"] = _mean(curves.agreement, curves.samples)
+        student = self.distiller.student
+        if len(self.images.validation):
+            measured = evaluate(student, self.images.validation, len(info.classes)).accuracy
+            scalars["accuracy/validation"] = measured
+            self.validation.append(measured)
+            if self.best is None or measured > self.best.accuracy:
+                weights = {k: v.cpu().clone() for k, v in student.state_dict().items()}
+                self.best = Best(self.epoch, measured, weights)
+        self._refuse_non_finite()
+        record = EpochRecord(self.epoch, self.step, scalars, curves)
+        for observer in self.observers:
+            observer.epoch(info, record)
+        Checkpoint(
+            epoch=self.epoch,
+            step=self.step,
+            distiller=self.distiller.state_dict(),
+            optimizer=optimizer.state_dict(),
+            schedule=schedule.state_dict(),
+            observers={observer.name: observer.state_dict() for observer in self.observers},
+            validation=self.validation,
+            best=self.best,
+        ).save(self.directory)
+        self.saved = self.epoch
+        self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
+
+    def _restore(self, start: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
+        self.epoch, self.step, self.saved = start.epoch, start.step, start.epoch
+        self.validation, self.best = start.validation, start.best
+        self.distiller.load_state_dict(start.distiller)
+        optimizer.load_state_dict(start.optimizer)
+        schedule.load_state_dict(start.schedule)
+
+    def _learning(self, stage: Stage) -> list[torch.nn.Parameter]:
+        """The parameters that learn in a stage; all others are frozen."""
+        parameters = dict(self.distiller.learnable())
+        for prefix in stage.learn:
+            if prefix not in ("student", "losses") and not any(
+                _within(name, prefix) for name in parameters
+            ):
+                raise SpecError(f'learn: there are no parameters under "{prefix}"')
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(any(_within(name, prefix) for prefix in stage.learn))
+        learning = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        if not learning:
+            raise SpecError(f"learn: {', '.join(stage.learn) or 'nothing'} has no parameters")
+        return learning
+
+    def _refuse_non_finite(self) -> None:
+        tensors = [t for t in self.distiller.state_dict().values() if isinstance(t, Tensor)]
+        finite = [t.isfinite().all() for t in tensors if t.is_floating_point()]
+        if not bool(torch.stack(finite).all()):
+            raise NonFiniteError(
+                f"a weight became NaN or infinite in epoch {self.epoch}; {self._kept()}"
+            )
+
+    def _kept(self) -> str:
+        if self.saved:
+            return f"the checkpoint of epoch {self.saved} is kept"
+        return "there is no checkpoint yet"
+
+    @contextlib.contextmanager
+    def _observed(self, info: RunInfo, start: Checkpoint | None) -> Iterator[None]:
+        """Start the observers, and tell each of them how it ended."""
+        states = start.observers if start else {}
+        with contextlib.ExitStack() as stack:
+            for observer in self.observers:
+                stack.push(functools.partial(_end, observer, info))
+                observer.start(info, states.get(observer.name))
+            yield
+
+
+def _end(
+    observer: Observer, info: RunInfo, kind: object, error: BaseException | None, _: object
+) -> None:
+    observer.end(info, error)
+
+
+def _row(step: Step) -> Tensor:
+    """(1 + terms,), the numbers of a step that are looked at later."""
+    return torch.stack([step.total.detach(), *(v.detach() for v in step.terms.values())]).float()
+
+
+def _mean(curve: np.ndarray, samples: np.ndarray) -> float:  # type: ignore[type-arg]
+    """The last epoch's mean over all samples."""
+    return float(np.nansum(curve[-1] * samples[-1]) / samples[-1].sum())
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")

@@ -1,0 +1,177 @@
+"""Networks and their weights: built from a spec's entry, saved, loaded, and refused when wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdzoo.distill.network import Network
+from kdzoo.errors import CheckpointError, KdzooError, PluginError
+from kdzoo.extend.bases import ModelSource
+from kdzoo.extend.contracts import Layers
+from kdzoo.extend.registry import registry
+from kdzoo.training.checkpoint import load_tensors
+from kdzoo.training.directory import RunDirectory
+
+__all__ = ["NetworkRecipe", "load_weights"]
+
+_KEY = "kdzoo"  # of our record in the metadata of a .safetensors file
+
+
+class NetworkRecipe:
+    """All that is needed to build a network but its weights; plain data.
+
+    Args:
+        use: the architecture's name.
+        params: its params.
+        input_shape: (channels, height, width).
+        classes: the C class names.
+        mean: each channel's mean, for the input normalization.
+        std: each channel's standard deviation.
+    """
+
+    def __init__(
+        self,
+        use: str,
+        params: Mapping[str, Any],
+        input_shape: Sequence[int],
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.use = use
+        self.params = dict(params)
+        channels, height, width = input_shape
+        self.input_shape = (channels, height, width)
+        self.classes = tuple(classes)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def build(self, seed: int) -> tuple[Network, Layers]:
+        """The network with fresh weights, and its layer names. The random state is left as it was.
+
+        Raises:
+            SpecError: no such architecture, or it cannot take these images and classes.
+        """
+        source: ModelSource = registry().make(ModelSource.kind, self.use, self.params)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model = source.build(self.input_shape, len(self.classes))
+            except KdzooError:
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f'model "{self.use}" cannot be built for images {self.input_shape} and '
+                    f"{len(self.classes)} classes: {type(error).__name__}: {error}"
+                ) from error
+        return Network(model, self.mean, self.std), source.layers()
+
+    def save(self, network: Network, directory: RunDirectory) -> None:
+        """Write the weights, with this recipe beside them, as ``student.safetensors``."""
+        state = _without_aliases(network.model.state_dict())
+        content = safetensors.torch.save(
+            {name: tensor.cpu() for name, tensor in state.items()},
+            {"format": "pt", _KEY: json.dumps(vars(self))},
+        )
+        directory.write(directory.student, content)
+
+    @classmethod
+    def of(cls, file: Path) -> NetworkRecipe | None:
+        """The recipe beside the weights in a file that :meth:`save` wrote; ``None`` in others."""
+        if file.suffix != ".safetensors":
+            return None
+        with _reading(file):
+            with safetensors.safe_open(file, "pt") as archive:
+                metadata = archive.metadata() or {}
+            return cls(**json.loads(metadata[_KEY])) if _KEY in metadata else None
+
+
+def load_weights(model: nn.Module, file: Path, what: str) -> None:
+    """Fill a bare model with the weights in a file, all of them and nothing else.
+
+    Args:
+        model: the model, as :meth:`kdzoo.ModelSource.build` made it.
+        file: ``.safetensors``, or what ``torch.save`` wrote: a state dict, alone or under
+            ``model`` or ``state_dict``.
+        what: what the model is, for errors ("the teacher").
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another architecture or class count.
+    """
+    if file.suffix == ".safetensors":
+        with _reading(file):
+            state: dict[str, Tensor] = safetensors.torch.load_file(file)
+    else:
+        state = _state_dict_in(load_tensors(file), file)
+    own = model.state_dict()
+    aliases = set(own) - set(_without_aliases(own))
+    problems = [
+        *_differences("lacks", sorted(set(own) - set(state) - aliases)),
+        *_differences("has, unknown to the model,", sorted(set(state) - set(own))),
+        *_differences(
+            "has in another shape",
+            [
+                f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+                for name in own
+                if name in state and state[name].shape != own[name].shape
+            ],
+        ),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{file}: is not of the architecture or class count of {what}: it "
+            + "; it ".join(problems)
+        )
+    model.load_state_dict(state, strict=False)  # all but aliases is there: checked above
+
+
+def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise CheckpointError(f"{file}: holds no state dict (names and tensors)")
+    wrapped = all(name.startswith("module.") for name in content)  # by DataParallel
+    return {name.removeprefix("module.") if wrapped else name: t for name, t in content.items()}
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights only once, as safetensors wants them."""
+    kept: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = tensor.contiguous()
+    return kept
+
+
+def _differences(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what} {', '.join(names[:3])}{more}"]
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into a CheckpointError."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error

@@ -1,0 +1,57 @@
+"""Knowledge distillation: soft targets."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+import kdzoo
+
+__all__ = ["KD", "kd_loss"]
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t / T) || softmax(s / T)), summed over classes.
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; the
+    factor T^2 keeps the size of the gradient when T changes.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        temperature: T > 0.
+
+    Returns:
+        (B,), one value a sample; their mean is the published loss.
+    """
+    log_student = functional.log_softmax(student_logits / temperature, dim=1)
+    log_teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
+    # In log space throughout: a probability that underflows contributes 0, not NaN.
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    return temperature**2 * divergence
+
+
+class KD(kdzoo.Loss):
+    """Soft targets: T^2 KL(teacher || student) at temperature T.
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+    """
+
+    name = "kd"
+
+    class Params(kdzoo.Params):
+        """What can be set."""
+
+        temperature: float = kdzoo.Field(
+            4.0, gt=0, description="T: divides both networks' logits before the softmax."
+        )
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        """See :meth:`kdzoo.Loss.forward`."""
+        return kd_loss(student.logits, teacher.logits, self.params.temperature)
+
+
+@kdzoo.hookimpl
+def kdzoo_losses() -> list[type[kdzoo.Loss]]:
+    """See :mod:`kdzoo.extend.hookspecs`."""
+    return [KD]

@@ -1,0 +1,1 @@
+"""Class policies, one file each."""
