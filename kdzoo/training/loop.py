@@ -120,7 +120,7 @@ class Trainer:
         for number, view in enumerate(self.images.epoch(self.epoch, batch_size, seed)):
             # Seeded step by step: what a loss draws cannot shift the student's dropout, and a run
             # that is continued draws what it would have drawn.
-            torch.manual_seed(stream(seed, "step", self.step))
+            _reseed(stream(seed, "step", self.step), view.inputs.device)
             progress = epoch + number / steps
             step = self.distiller(view.inputs, view.targets, view.indices, progress)
             optimizer.zero_grad()
@@ -239,6 +239,13 @@ def _end(
     observer: Observer, info: RunInfo, kind: object, error: BaseException | None, _: object
 ) -> None:
     observer.end(info, error)
+
+
+def _reseed(seed: int, device: torch.device) -> None:
+    """As ``torch.manual_seed`` does, but only where something is drawn: it costs 1 us, not 90."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _row(step: Step) -> Tensor:

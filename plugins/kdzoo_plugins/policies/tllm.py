@@ -67,7 +67,7 @@ class TLLM(kdzoo.ClassPolicy):
             3, ge=1, description="In how many checks in a row, before teaching stops."
         )
         window: int = kdzoo.Field(
-            3, ge=1, description="Over how many epochs the curves are averaged."
+            5, ge=1, description="Over how many epochs the curves are averaged."
         )
         max_fraction: float = kdzoo.Field(
             0.2, ge=0, le=1, description="At most this share of the classes is not taught."
