@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
     from kdzoo.extend.hookspecs import API_VERSION as API_VERSION
     from kdzoo.extend.hookspecs import hookimpl as hookimpl
+    from kdzoo.pipeline import Run as Run
+    from kdzoo.pipeline import load_student as load_student
+    from kdzoo.pipeline import run as run
     from kdzoo.report.summary import Report as Report
-    from kdzoo.run import Run as Run
-    from kdzoo.run import load_student as load_student
-    from kdzoo.run import run as run
     from kdzoo.spec.models import Spec as Spec
     from kdzoo.spec.read import read_spec as read_spec
 
@@ -89,7 +89,7 @@ _HOMES = {
     ],
     "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
     "kdzoo.report.summary": ["Report"],
-    "kdzoo.run": ["Run", "load_student", "run"],
+    "kdzoo.pipeline": ["Run", "load_student", "run"],
     "kdzoo.spec.models": ["Spec"],
     "kdzoo.spec.read": ["read_spec"],
 }

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import sys
-import warnings
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +65,12 @@ def run(
     import kdzoo
     from kdzoo.report.summary import summary_lines, summary_table
 
-    done = kdzoo.run(spec, settings or (), runs=runs, fresh=fresh)
+    try:
+        done = kdzoo.run(spec, settings or (), runs=runs, fresh=fresh)
+    except KeyboardInterrupt:
+        message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
+        print(f"\n{message}", file=sys.stderr)
+        raise typer.Exit(130) from None
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     console.print(summary_table(done.report))
@@ -162,7 +167,7 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from kdzoo.run import evaluate_run
+    from kdzoo.pipeline import evaluate_run
 
     score = evaluate_run(run)
     if as_json:
@@ -181,7 +186,7 @@ def main() -> None:
     """The ``kdzoo`` command: errors that we raise on purpose become one message and status 1."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("kdzoo").setLevel(logging.INFO)
-    warnings.showwarning = _show_warning
+    threading.excepthook = _thread_failed
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
@@ -190,17 +195,13 @@ def main() -> None:
             raise
         print(f"kdzoo: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "\nkdzoo: interrupted; the same command goes on from the last finished epoch",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"kdzoo: warning: {message}", file=sys.stderr)
+def _thread_failed(arguments: Any) -> None:
+    """A writer's thread met a full disk: its owner reports that, in one message of its own."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)

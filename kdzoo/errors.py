@@ -68,7 +68,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     Returns text that begins with "; ", or nothing where no name is known.
     """
-    names = sorted(known)
+    names = sorted({name for name in known if name != word})
     near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     near = near or [name for name in names if word and name.startswith(word.lower())][:1]
     if near:

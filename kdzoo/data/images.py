@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -112,7 +113,9 @@ def prepare(
     *,
     validation: float,
     split_seed: int,
-    augmentation: Augmentation,
+    augment_seed: int,
+    crop: int | None,
+    flip: bool | None,
     device: torch.device,
 ) -> Images:
     """Check what a data source delivered, split it, and bring it to the device.
@@ -122,13 +125,25 @@ def prepare(
         data: what it delivered.
         validation: the share of each class's training images to hold out.
         split_seed: which images those are.
-        augmentation: the random views of training images.
+        augment_seed: the seed of the random views.
+        crop: how far they may be off centre; ``None`` for what the data says.
+        flip: whether they are mirrored; ``None`` for what the data says.
         device: where the images shall live.
 
     Raises:
         DataError: the images or labels contradict each other.
     """
     _check(source, data)
+    augmentation = Augmentation(
+        seed=augment_seed,
+        crop=data.crop if crop is None else crop,
+        flip=data.flip if flip is None else flip,
+    )
+    if augmentation.crop >= min(data.train_images.shape[2:]):
+        raise DataError(
+            f'data "{source}": crop is {augmentation.crop} pixels, which can miss an image of '
+            f"{tuple(data.train_images.shape[2:])} altogether"
+        )
     held_out = _validation_rows(data.train_targets, validation, split_seed)
     rows = torch.arange(len(data.train_targets))
 
@@ -139,9 +154,9 @@ def prepare(
         train=split(data.train_images, data.train_targets, rows[~held_out]),
         validation=split(data.train_images, data.train_targets, rows[held_out]),
         test=split(data.test_images, data.test_targets, torch.arange(len(data.test_targets))),
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
+        classes=tuple(data.classes),
+        mean=tuple(float(value) for value in data.mean),
+        std=tuple(float(value) for value in data.std),
         augmentation=augmentation,
         rows=len(rows),
         fingerprint=_fingerprint(data),
@@ -178,7 +193,11 @@ def _check(source: str, data: ImageData) -> None:
     def fail(message: str) -> None:
         raise DataError(f'data "{source}": {message}')
 
+    if not isinstance(data, ImageData):
+        fail(f"load() answered {type(data).__name__}, not kdzoo.ImageData")
     count = len(data.classes)
+    if not all(isinstance(name, str) for name in data.classes):
+        fail("the class names must be text")
     if count < 2:
         fail(f"has {count} classes; at least 2 are needed")
     if len(set(data.classes)) < count:
@@ -215,5 +234,7 @@ def _check(source: str, data: ImageData) -> None:
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != channels:
             fail(f"{name} has {len(values)} numbers for {channels} channels")
+        if not all(math.isfinite(value) for value in values):
+            fail(f"{name} has a number that is not finite")
     if min(data.std) <= 0:
         fail("std has a number that is not above 0")

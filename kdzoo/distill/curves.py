@@ -69,7 +69,7 @@ class CurveRecorder(nn.Module):
         empty = torch.zeros(0, self.num_classes, 7, dtype=torch.float64)
         sums = (torch.stack(self.history) if epochs else empty).numpy()
         samples = sums[:, :, _SAMPLES]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             means = sums / samples[:, :, None]
         if not self.has_teacher:
             means[:, :, _TEACHER : _DIVERGENCE + 1] = np.nan

@@ -14,8 +14,9 @@ from kdzoo.distill.curves import CurveRecorder
 from kdzoo.distill.network import Network
 from kdzoo.distill.taps import Tapped
 from kdzoo.distill.terms import Term
-from kdzoo.errors import KdzooError, PluginError, SpecError
+from kdzoo.errors import PluginError, SpecError
 from kdzoo.extend.bases import ClassPolicy
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import (
     Batch,
     ClassWeights,
@@ -135,7 +136,8 @@ class Distiller(nn.Module):
         if policy is None:
             self._set_class_weights(ClassWeights(np.ones(count), np.ones(count)))
         else:
-            self._set_class_weights(policy.initial(count))
+            with calling(f'policy "{policy.name}"'):
+                self._set_class_weights(policy.initial(count))
 
     def forward(
         self, inputs: Tensor, targets: Tensor, indices: Tensor | None = None, progress: float = 0.0
@@ -180,7 +182,8 @@ class Distiller(nn.Module):
         self.curves.close_epoch(self.teacher_weights, self.label_weights)
         curves = self.curves.curves()
         if self.policy is not None:
-            self._set_class_weights(self.policy.update(curves))
+            with calling(f'policy "{self.policy.name}"'):
+                self._set_class_weights(self.policy.update(curves))
         return curves
 
     def learnable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -226,7 +229,8 @@ class Distiller(nn.Module):
             raise SpecError(f'"{term.id}" cannot be the id of a term; choose another')
         shapes = self._student.shapes
         teachers = self._teacher.shapes if self._teacher else shapes
-        term.loss.setup(shapes, teachers, len(self.classes), num_samples)
+        with calling(f'loss "{term.id}"'):
+            term.loss.setup(shapes, teachers, len(self.classes), num_samples)
         self.losses[term.id] = term.loss.to(example.device)
 
     def _check_class_counts(self) -> None:
@@ -267,16 +271,14 @@ class _NoTeacher(Outputs):
 
 
 def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-    try:
+    with calling(f'loss "{term.id}"'):
         rows = term.loss(student, teacher, batch)
-    except KdzooError:
-        raise
-    except Exception as error:
-        raise PluginError(f'loss "{term.id}" failed: {type(error).__name__}: {error}') from error
     shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
     if shape != tuple(batch.targets.shape):
         raise PluginError(
             f'loss "{term.id}" answered {shape}; it must be one value a sample, '
             f"({len(batch.targets)},)"
         )
+    if not rows.is_floating_point():
+        raise PluginError(f'loss "{term.id}" answered {rows.dtype}; it must be a floating type')
     return rows  # type: ignore[no-any-return]

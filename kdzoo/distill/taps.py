@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdzoo.distill.network import Network
 from kdzoo.errors import SpecError, did_you_mean
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Layer, Layers, Outputs, Shapes
 
 __all__ = ["Tapped"]
@@ -123,10 +124,11 @@ class Tapped:
         buffers = {buffer: buffer.clone() for buffer in network.buffers()}
         with torch.random.fork_rng(devices=_cuda_devices(example)):
             try:
-                for training in (True, False):
-                    network.train(training)
-                    self._find_overwritten(example)
-                outputs = self(example)
+                with calling(f"the {self.role}, on images {tuple(example.shape)},"):
+                    for training in (True, False):
+                        network.train(training)
+                        self._find_overwritten(example)
+                    outputs = self(example)
             finally:
                 for module, mode in modes.items():
                     module.training = mode

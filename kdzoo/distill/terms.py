@@ -59,7 +59,13 @@ def make_loss(entry: LossEntry) -> Loss:
     loss: Loss = registry().make(Loss.kind, entry.use, entry.params)
     loss.layers = tuple(LayerPair(pair.student, pair.teacher) for pair in entry.layers or ())
     if entry.adapter is not None:
+        # Not a bound method of the registry: a loss must stay copyable.
         loss.adapter_factory = functools.partial(
-            registry().make, Adapter.kind, entry.adapter.use, entry.adapter.params
+            _make_adapter, entry.adapter.use, entry.adapter.params
         )
     return loss
+
+
+def _make_adapter(use: str, params: Mapping[str, Any]) -> Adapter:
+    adapter: Adapter = registry().make(Adapter.kind, use, params)
+    return adapter

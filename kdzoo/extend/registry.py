@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import logging
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -27,6 +27,8 @@ GROUP = "kdzoo"
 
 BUNDLED = "kdzoo"
 """The distribution whose plugins come first, so that nobody else's can take their names."""
+
+log = logging.getLogger("kdzoo")
 
 Status = Literal["active", "broken", "disabled"]
 
@@ -73,6 +75,7 @@ class Registry:
         strict: bool = False,
     ) -> None:
         self.records: list[PluginRecord] = []
+        self._warned = False
         self._components: dict[str, dict[str, type[Component]]] = {
             base.kind: {} for base in HOOKS.values()
         }
@@ -92,7 +95,7 @@ class Registry:
         ``KDZOO_STRICT_PLUGINS``."""
         return cls(
             _installed_entry_points(),
-            disabled=filter(None, os.environ.get("KDZOO_DISABLE_PLUGINS", "").split(",")),
+            disabled=map(str.strip, os.environ.get("KDZOO_DISABLE_PLUGINS", "").split(",")),
             strict=os.environ.get("KDZOO_STRICT_PLUGINS", "") not in ("", "0"),
         )
 
@@ -144,13 +147,14 @@ class Registry:
         return self._owners[component]
 
     def warn_of_broken(self) -> None:
-        """Warn, once a process, of every plugin that could not be loaded."""
-        for record in self.broken:
-            _warn_once(f"{record} is broken and was left out: {record.reason}")
+        """Warn, once, of every plugin that could not be loaded."""
+        if not self._warned:
+            for record in self.broken:
+                log.warning("%s is broken and was left out: %s", record, record.reason)
+        self._warned = True
 
     def _load(self, entry: metadata.EntryPoint, disabled: set[str]) -> PluginRecord:
-        distribution = entry.dist.name if entry.dist else "unknown"
-        version = entry.dist.version if entry.dist else "unknown"
+        distribution, version = _origin(entry.dist)
         record = functools.partial(PluginRecord, entry.name, distribution, version)
         if entry.name in disabled:
             return record("disabled")
@@ -161,6 +165,8 @@ class Registry:
             self._refuse_duplicates(components, distribution)
         except PluginError as error:
             return record("broken", str(error))
+        except Exception as error:  # whatever else a module can do when it is looked at
+            return record("broken", f"cannot be examined: {type(error).__name__}: {error}")
         adds: dict[str, tuple[str, ...]] = {}
         for component in components:
             adds[component.kind] = (*adds.get(component.kind, ()), component.name)
@@ -173,9 +179,11 @@ class Registry:
     def _collect(self, name: str, plugin: Any) -> list[type[Component]]:
         """Register one plugin, call its hooks alone, and check every class that they return."""
         _check_hook_names(plugin)
+        if self._manager.is_registered(plugin):
+            raise PluginError("another entry point names the same module")
         try:
             self._manager.register(plugin, name=name)
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except pluggy.PluginValidationError as error:
             raise PluginError(f"wrong signature: {' '.join(str(error).split())}") from error
         components: list[type[Component]] = []
         for hook, base in HOOKS.items():
@@ -230,8 +238,12 @@ def check_component(component: Any, base: type[Component]) -> None:
         )
     if missing := getattr(component, "__abstractmethods__", None):
         raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")
-    if not (component.__doc__ or "").strip() or component.__doc__ == base.__doc__:
+    if not str(component.__doc__ or "").strip() or component.__doc__ == base.__doc__:
         raise PluginError(f"{where}: has no docstring")
+    try:
+        inspect.signature(component).bind(None)
+    except TypeError as error:
+        raise PluginError(f"{where}: __init__ must take params alone: {error}") from error
     params = component.Params
     if not (isinstance(params, type) and issubclass(params, Params)):
         raise PluginError(f"{where}: Params is not derived from kdzoo.Params")
@@ -239,16 +251,21 @@ def check_component(component: Any, base: type[Component]) -> None:
         _check_param(f"{where}: Params.{key}", key, info, base)
     try:
         params.model_json_schema()
+        if not any(info.is_required() for info in params.model_fields.values()):
+            params.model_validate_json(params().model_dump_json())
     except Exception as error:
-        raise PluginError(f"{where}: Params cannot be written in a spec: {error}") from error
+        reason = " ".join(str(error).split())
+        raise PluginError(f"{where}: Params cannot be written in a spec: {reason}") from error
 
 
 def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -> None:
     if key == "use" or key in base.engine_keys:
         raise PluginError(f"{where}: the name is reserved for the spec's own key")
+    if info.alias is not None:
+        raise PluginError(f"{where}: has an alias; a spec uses the field's own name")
     if not info.description:
         raise PluginError(f'{where}: has no description; use kdzoo.Field(..., description="...")')
-    if re.search(r"\b(list|List|set|Set|dict|Dict)\[", str(info.annotation)):
+    if re.search(r"\b(list|List|set|Set|dict|Dict)\b", str(info.annotation)):
         raise PluginError(f"{where}: is mutable; use a tuple")
 
 
@@ -260,7 +277,9 @@ def _import(entry: metadata.EntryPoint) -> Any:
     except BaseException as error:  # a plugin that calls sys.exit() must not end the others
         raise PluginError(f"cannot be imported: {type(error).__name__}: {error}") from error
     wanted = getattr(plugin, "KDZOO_API_VERSION", API_VERSION)
-    if not isinstance(wanted, int) or wanted > API_VERSION:
+    if not isinstance(wanted, int):
+        raise PluginError(f"KDZOO_API_VERSION is {wanted!r}; it must be a whole number")
+    if wanted > API_VERSION:
         raise PluginError(
             f"is written for kdzoo API {wanted}, and this kdzoo has API {API_VERSION}; "
             "upgrade kdzoo, or install an older version of the plugin"
@@ -296,13 +315,16 @@ def _call(hook: str, function: Callable[[], Any]) -> list[Any]:
 
 def _installed_entry_points() -> list[metadata.EntryPoint]:
     """Every plugin once, although a distribution may lie on the path twice; the bundled first."""
-    unique: dict[tuple[str, str, str], metadata.EntryPoint] = {}
+    unique: dict[tuple[bool, str, str], metadata.EntryPoint] = {}
     for entry in metadata.entry_points(group=GROUP):
-        distribution = entry.dist.name if entry.dist else ""
-        unique.setdefault((distribution, entry.name, entry.value), entry)
-    return [unique[key] for key in sorted(unique, key=lambda key: (key[0] != BUNDLED, key))]
+        distribution, _ = _origin(entry.dist)
+        unique.setdefault((distribution != BUNDLED, distribution, entry.name), entry)
+    return [unique[key] for key in sorted(unique)]
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+def _origin(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version, although an interrupted installation may have left neither."""
+    if distribution is None:
+        return "unknown", "unknown"
+    fields = distribution.metadata
+    return fields["Name"] or "unknown", fields["Version"] or "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ __all__ = ["Document", "KeyPath"]
 
 KeyPath = tuple[str | int, ...]
 
-_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+_DEPTH = 20
+_DATE = "tag:yaml.org,2002:timestamp"  # stays the text it is
+_PLAIN = {
+    _DATE,
+    *(f"tag:yaml.org,2002:{n}" for n in ("map", "seq", "null", "bool", "int", "float", "str")),
+}
 
 
 class Document:
@@ -39,8 +45,9 @@ class Document:
         """Read a YAML 1.2 file. Nothing in it is imported or evaluated."""
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SpecError(f"{path}: cannot be read: {reason}") from error
         except UnicodeDecodeError as error:
             raise SpecError(f"{path}: is not UTF-8 text, so it is no YAML file") from error
         document = cls(path.name, path.parent, {})
@@ -71,18 +78,25 @@ class Document:
                 parent[step] = _scalar(text, origin)
             else:
                 child = parent.get(step) if isinstance(parent, dict) else parent[step]
-                if child is None:
-                    child = {}
-                elif isinstance(child, str):
-                    child = {"use": child}
-                parent[step] = child
+                parent[step] = child = {} if child is None else child
                 parent = child
-        self._origins[tuple(path)] = origin
+        # The line of what was replaced, and of all that was in it, says nothing any more.
+        kept = {k: o for k, o in self._origins.items() if k[: len(path)] != tuple(path)}
+        self._origins = kept
+        for end in range(1, len(path) + 1):
+            self._origins.setdefault(tuple(path[:end]), origin)
 
-    def error(self, path: KeyPath, message: str) -> str:
-        """One line: where, which key, what is wrong with it."""
-        for end in range(len(path), -1, -1):
-            origin = self._origins.get(path[:end])
+    def error(self, path: KeyPath, message: str, key: str | None = None) -> str:
+        """One line: where, which key, what is wrong with it.
+
+        Args:
+            path: the path of what is wrong.
+            message: what is wrong.
+            key: point to the line of this key in it.
+        """
+        place = path if key is None else (*path, key)
+        for end in range(len(place), -1, -1):
+            origin = self._origins.get(place[:end])
             if origin is not None:
                 break
         else:
@@ -96,10 +110,9 @@ class Document:
         if isinstance(parent, list):
             names = [_entry_name(entry) for entry in parent]
             if part in names:
-                index = names.index(part)
-                if isinstance(parent[index], str):
-                    parent[index] = {"use": part}
-                return index
+                return names.index(part)
+            if part.isdecimal() and int(part) < len(parent):
+                return int(part)
             here = ".".join(str(p) for p in path)
             raise SpecError(
                 f'{origin}: {here} has no entry "{part}"'
@@ -123,6 +136,8 @@ class Document:
         yaml = YAML(typ="safe", pure=True)
         try:
             node = yaml.compose(text)
+        except RecursionError:
+            raise SpecError(f"{self.name}: is nested too deeply") from None
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f":{mark.line + 1}" if mark else ""
@@ -140,7 +155,11 @@ class Document:
         self._origins.setdefault(path, line)
         if id(node) in parents:
             raise SpecError(f"{line}: refers to itself")
+        if len(parents) > _DEPTH:
+            raise SpecError(f"{line}: is nested too deeply")
         parents = (*parents, id(node))
+        if str(node.tag) not in _PLAIN:
+            raise SpecError(f"{line}: the tag {node.tag} has no meaning in a spec")
         if isinstance(node, MappingNode):
             mapping: dict[str, Any] = {}
             for key_node, value_node in node.value:
@@ -158,25 +177,28 @@ class Document:
             return [
                 self._plain(yaml, item, (*path, i), parents) for i, item in enumerate(node.value)
             ]
-        # A date stays the text it is; any other tag (!!python/object) is refused.
-        if str(node.tag) not in _SCALARS:
-            if str(node.tag) != "tag:yaml.org,2002:timestamp":
-                raise SpecError(f"{line}: the tag {node.tag} has no meaning in a spec")
+        if str(node.tag) == _DATE:
             return node.value
-        return yaml.constructor.construct_object(node, deep=True)
+        try:
+            value = yaml.constructor.construct_object(node, deep=True)
+            json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, TypeError) as error:
+            raise SpecError(f"{line}: {node.value[:40]!r} cannot be read: {error}") from error
+        return value
 
 
 def _scalar(text: str, origin: str) -> Any:
     document = Document(origin, Path(), {})
     document._parse(f"value: {text}" if text.strip() else "value: ''")
+    if len(document.data) > 1:
+        raise SpecError(f"{origin}: is more than one value")
     return document.data["value"]
 
 
 def _entry_name(entry: Any) -> str | None:
-    if isinstance(entry, str):
-        return entry
     if isinstance(entry, dict):
-        return entry.get("id") or entry.get("use")
+        name = entry.get("id") or entry.get("use")
+        return name if isinstance(name, str) else None
     return None
 
 

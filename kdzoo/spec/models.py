@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdzoo.extend.bases import Adapter, ClassPolicy, DataSource, Loss, ModelSource, Observer
 
@@ -28,14 +28,6 @@ __all__ = [
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _use(value: Any) -> Any:
-    return {"use": value} if isinstance(value, str) else value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
 
 
 class Entry(BaseModel):
@@ -84,21 +76,18 @@ class DataEntry(Entry):
     flip: bool | None = Field(None, description="Mirror at random; by default as the data says.")
 
 
-Optimizer = Annotated[TorchEntry, BeforeValidator(_use)]
-
-
 class Train(_Strict):
     """How long and with which optimizer a stage trains."""
 
     epochs: int = Field(ge=1, description="How often each training image is seen.")
     batch_size: int = Field(64, ge=2, description="Images a step.")
-    optimizer: Optimizer = Field(
+    optimizer: TorchEntry = Field(
         TorchEntry.model_validate(
             {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5.0e-4}
         ),
         description="One of torch.optim by name (sgd, adamw, ...), with its arguments.",
     )
-    schedule: Optimizer | None = Field(
+    schedule: TorchEntry | None = Field(
         None,
         description="One of torch.optim.lr_scheduler by name without LR (multistep, "
         "cosineannealing, ...), with its arguments; stepped once an epoch. None: constant.",
@@ -116,30 +105,20 @@ class LossEntry(Entry):
     """One term of the total loss."""
 
     id: str = Field(
-        "",
-        pattern=r"^[A-Za-z0-9_-]*$",
+        "",  # spelt out as `use` before validation
+        pattern=r"^[A-Za-z0-9_-]+$",
         description="The term's name, unique in its stage; by default its `use`.",
     )
     weight: float = Field(1.0, ge=0, description="The factor of the term in the total loss.")
     warmup_epochs: int = Field(
         0, ge=0, description="The weight rises as min(epoch / warmup_epochs, 1), epochs from 1."
     )
-    layers: Annotated[tuple[LayersEntry, ...], BeforeValidator(_as_list)] | None = Field(
+    layers: tuple[LayersEntry, ...] | None = Field(
         None, description="The features compared, one pair or a list; by default the loss's own."
     )
-    adapter: Annotated[AdapterEntry, BeforeValidator(_use)] | None = Field(
+    adapter: AdapterEntry | None = Field(
         None, description="Brings student features into the teacher's shape."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("id") and isinstance(data.get("use"), str):
-            return {**data, "id": data["use"]}
-        return data
-
-
-Losses = tuple[Annotated[LossEntry, BeforeValidator(_use)], ...]
 
 
 class ModelEntry(Entry):
@@ -155,8 +134,9 @@ class TeacherEntry(ModelEntry):
 
     use: str = Field("", description="The architecture's name.")
     train: Train | None = Field(None, description="Train the teacher, in a run of its own.")
-    losses: Losses = Field(
-        (LossEntry.model_validate({"use": "ce"}),), description="What the teacher is trained with."
+    losses: tuple[LossEntry, ...] = Field(
+        (LossEntry.model_validate({"use": "ce", "id": "ce"}),),
+        description="What the teacher is trained with.",
     )
     seed: int | None = Field(
         None, description="The seed of its run; by default a stream of the spec's own seed."
@@ -191,24 +171,19 @@ class Stage(_Strict):
     """A part of a run with its own losses and learning parameters."""
 
     train: Train
-    losses: Losses = Field(
-        (LossEntry.model_validate({"use": "ce"}),), description="The terms of the total loss."
+    losses: tuple[LossEntry, ...] = Field(
+        (LossEntry.model_validate({"use": "ce", "id": "ce"}),),
+        description="The terms of the total loss.",
     )
-    policy: Annotated[PolicyEntry, BeforeValidator(_use)] = Field(
-        PolicyEntry(use="all"), description="Which classes are taught."
-    )
+    policy: PolicyEntry = Field(PolicyEntry(use="all"), description="Which classes are taught.")
     learn: tuple[str, ...] = Field(
         ("student", "losses"),
         description="Which parameters learn: these, or parts of them (student.stem).",
     )
 
     @model_validator(mode="after")
-    def _unique_ids(self) -> Stage:
-        ids = [entry.id for entry in self.losses]
-        for name in ids:
-            if ids.count(name) > 1:
-                raise ValueError(f'two losses have the id "{name}"; give one of them another `id`')
-        if not ids:
+    def _something_to_learn(self) -> Stage:
+        if not self.losses:
             raise ValueError("losses is empty: there is nothing to learn from")
         return self
 
@@ -225,31 +200,36 @@ class Spec(_Strict):
     data_seed: int | None = Field(
         None, ge=0, description="The seed of the augmentation; by default the seed."
     )
-    data: Annotated[DataEntry, BeforeValidator(_use)] = Field(description="The images.")
-    teacher: Annotated[TeacherEntry, BeforeValidator(_use)] | None = Field(
+    data: DataEntry = Field(description="The images.")
+    teacher: TeacherEntry | None = Field(
         None, description="The network to learn from; none for ordinary training."
     )
-    student: Annotated[ModelEntry, BeforeValidator(_use)] = Field(
-        description="The network that is trained."
-    )
+    student: ModelEntry = Field(description="The network that is trained.")
     baseline: bool = Field(
         False, description="Also train the same student without the teacher, to compare with."
     )
     stages: tuple[Stage, ...] = Field(
-        min_length=1,
         description="The parts of the run. For a single one, its keys (train, losses, policy, "
         "learn) may stand at the top of the spec instead.",
     )
     stop_epoch: int | None = Field(
         None, ge=1, description="End after so many epochs, with the schedule of the whole run."
     )
-    observers: tuple[Annotated[ObserverEntry, BeforeValidator(_use)], ...] = Field(
+    observers: tuple[ObserverEntry, ...] = Field(
         tuple(ObserverEntry(use=name) for name in ("progress", "tensorboard", "jsonl")),
         description="What shows a run and writes it down.",
     )
     log_every: int = Field(10, ge=1, description="Steps between two looks at the losses.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; by default torch's choice."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Spec:
+        if not self.stages:
+            raise ValueError("stages is empty: there is nothing to do")
+        return self
 
     @property
     def stage_epochs(self) -> tuple[int, ...]:

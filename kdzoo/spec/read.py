@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
@@ -26,12 +25,15 @@ from kdzoo.spec.models import (
     LossEntry,
     Spec,
     Stage,
+    TeacherEntry,
 )
-from kdzoo.spec.torch_entries import make_optimizer, make_schedule
+from kdzoo.spec.shorthand import STAGE_KEYS, spell_out, spell_out_stage
+from kdzoo.spec.torch_entries import try_optimizer, try_schedule
+
+LEARNERS = ("student", "losses")
+"""What can learn in a stage."""
 
 __all__ = ["dump_spec", "read_losses", "read_spec"]
-
-_STAGE_KEYS = tuple(Stage.model_fields)
 
 
 def read_spec(
@@ -64,6 +66,7 @@ def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, 
         SpecError: as :func:`read_spec`.
     """
     document = Document.of({"train": {"epochs": 1}, "losses": list(entries)})
+    spell_out_stage(document.data)
     reader = _Reader(document, registry(), short=False)
     stage = reader.validate(Stage)
     stage = reader.stage((), stage, checked=("losses",))
@@ -73,9 +76,9 @@ def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, 
 
 def dump_spec(spec: Spec) -> str:
     """The spec as YAML that :func:`read_spec` reads back to an equal one."""
-    data = spec.model_dump(mode="json", exclude_none=True)
+    data = _plain(spec)
     if len(spec.stages) == 1:
-        stage = data.pop("stages")[0]
+        (stage,) = data.pop("stages")
         data = {**data, **stage}
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
@@ -92,20 +95,22 @@ def _read(
     parents: tuple[Path, ...],
 ) -> Spec:
     if isinstance(source, Spec):
-        document = Document.of(source.model_dump(mode="json", exclude_none=True))
+        document = Document.of(_plain(source))
     elif isinstance(source, Mapping):
         document = Document.of(source)
     else:
-        path = Path(source).resolve()
+        path = _resolved(Path(), str(source))
         document = Document.read(path)
         parents = (*parents, path)
+    spell_out(document.data)
     for assignment in overrides:
         document.set(assignment)
+        spell_out(document.data)
     short = "stages" not in document.data
     reader = _Reader(document, plugins, short)
     if short:
-        moved = {key: document.data[key] for key in _STAGE_KEYS if key in document.data}
-        rest = {key: value for key, value in document.data.items() if key not in _STAGE_KEYS}
+        moved = {key: document.data[key] for key in STAGE_KEYS if key in document.data}
+        rest = {key: value for key, value in document.data.items() if key not in STAGE_KEYS}
         spec = reader.validate(Spec, {**rest, "stages": [moved]})
     else:
         spec = reader.validate(Spec)
@@ -127,10 +132,10 @@ class _Reader:
         if self.problems:
             raise SpecError("\n".join(dict.fromkeys(self.problems)))
 
-    def problem(self, path: KeyPath, message: str) -> None:
+    def problem(self, path: KeyPath, message: str, key: str | None = None) -> None:
         if self.short and path[:2] == ("stages", 0):
             path = path[2:]
-        self.problems.append(self.document.error(path, message))
+        self.problems.append(self.document.error(path, message, key))
 
     def validate(self, model: type[_Model], data: Any = None) -> _Model:
         """The document in the spec's own keys; problems with these are raised at once."""
@@ -160,6 +165,10 @@ class _Reader:
                 self.stage(("stages", i), stage) for i, stage in enumerate(spec.stages)
             ),
         }
+        uses = [entry.use for entry in spec.observers]
+        for i, use in enumerate(uses):
+            if use in uses[:i]:
+                self.problem(("observers", i), f'"{use}" stands here for the second time')
         if spec.teacher is None:
             self.no_teacher(spec)
         elif spec.teacher.run is not None:
@@ -179,6 +188,20 @@ class _Reader:
         losses = tuple(
             self.loss((*path, "losses", i), entry) for i, entry in enumerate(stage.losses)
         )
+        ids = [entry.id for entry in losses]
+        for i, name in enumerate(ids):
+            if name in ids[:i]:
+                message = f'another loss has the id "{name}"; give one of them an `id` of its own'
+                self.problem((*path, "losses", i), message)
+            if name == "total":
+                self.problem((*path, "losses", i), "`total` is the sum of all; choose another id")
+        if all(entry.weight == 0 for entry in losses):
+            self.problem((*path, "losses"), "all weights are 0: there is nothing to learn from")
+        for i, prefix in enumerate(stage.learn):
+            if (first := prefix.split(".")[0]) not in LEARNERS:
+                self.problem((*path, "learn", i), f"unknown part{did_you_mean(first, LEARNERS)}")
+        if not stage.learn:
+            self.problem((*path, "learn"), "is empty: name what learns, student or losses")
         policy = stage.policy
         if "policy" in checked:
             policy = self.entry((*path, "policy"), policy)
@@ -193,7 +216,7 @@ class _Reader:
         try:
             params = self.plugins.params(kind, entry.use, entry.params)
         except SpecError as error:
-            self.problem((*path, "use") if self._spelt_out(path) else path, str(error))
+            self.problem(path, str(error), "use")
             return entry
         except ValidationError as error:
             component: type[Params] = self.plugins.find(kind, entry.use).Params
@@ -208,8 +231,8 @@ class _Reader:
         entry = self.entry(path, entry)
         checkpoint = getattr(entry, "checkpoint", None)
         if checkpoint is not None:
-            file = (self.document.directory / checkpoint).resolve()
-            if not file.is_file():
+            file = _resolved(self.document.directory, checkpoint)
+            if not _is_file(file):
                 self.problem((*path, "checkpoint"), f"there is no file {file}")
             entry = entry.model_copy(update={"checkpoint": str(file)})
         return entry
@@ -224,7 +247,7 @@ class _Reader:
             pairs = tuple(
                 LayersEntry(student=p.student, teacher=p.teacher) for p in loss.default_layers
             )
-            entry = entry.model_copy(update={"layers": pairs})
+            entry = entry.model_copy(update={"layers": pairs or None})
         elif not loss.default_layers:
             self.problem((*path, "layers"), f'loss "{entry.use}" compares logits, not layers')
         elif not entry.layers:
@@ -238,16 +261,15 @@ class _Reader:
         return entry
 
     def train(self, path: KeyPath, stage: Stage) -> None:
-        """Try the optimizer and the schedule on a parameter of their own."""
+        """Try the optimizer and the schedule, through all epochs."""
         train = stage.train
-        parameter = torch.nn.Parameter(torch.zeros(1))
         try:
-            optimizer = make_optimizer(train.optimizer, [parameter])
+            try_optimizer(train.optimizer)
         except SpecError as error:
             self.problem((*path, "optimizer"), str(error))
             return
         try:
-            make_schedule(train.schedule, optimizer, train.epochs)
+            try_schedule(train.optimizer, train.schedule, train.epochs)
         except SpecError as error:
             self.problem((*path, "schedule"), str(error))
 
@@ -265,7 +287,7 @@ class _Reader:
                 self.problem((*path, "losses", i), message)
 
     def teacher_run(self, teacher: Any, parents: tuple[Path, ...]) -> Any:
-        file = (self.document.directory / teacher.run).resolve()
+        file = _resolved(self.document.directory, teacher.run)
         if file in parents:
             chain = " -> ".join(path.name for path in (*parents[parents.index(file) :], file))
             self.problem(("teacher", "run"), f"the specs refer to each other: {chain}")
@@ -286,18 +308,38 @@ class _Reader:
             return None
         return loss.guidance
 
-    def _spelt_out(self, path: KeyPath) -> bool:
-        here: Any = self.document.data
-        for part in path[2:] if self.short and path[:2] == ("stages", 0) else path:
-            try:
-                here = here[part]
-            except (KeyError, IndexError, TypeError):
-                return False
-        return isinstance(here, dict)
-
 
 _Entry = typing.TypeVar("_Entry", bound=Entry)
 _Model = typing.TypeVar("_Model", bound=BaseModel)
+
+
+def _plain(value: Any) -> Any:
+    """A spec as data that reads back to an equal one."""
+    if isinstance(value, TeacherEntry) and value.run is not None:
+        return {"run": value.run} | ({} if value.epoch is None else {"epoch": value.epoch})
+    if isinstance(value, BaseModel):
+        # What is None among the spec's own keys was not given; among params it may be a choice.
+        own = {key: getattr(value, key) for key in type(value).model_fields}
+        given = {key: item for key, item in own.items() if item is not None}
+        return {key: _plain(item) for key, item in {**given, **(value.model_extra or {})}.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _resolved(directory: Path, name: str) -> Path:
+    """An absolute path; the name itself where it cannot be one."""
+    try:
+        return (directory / name).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return directory / name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _messages(
@@ -308,6 +350,9 @@ def _messages(
         path: KeyPath = item["loc"]
         if item["type"] == "extra_forbidden":
             known = known_at(path[:-1])
+            if path[-1] in known and path[-1] in STAGE_KEYS:
+                yield path, "stands beside `stages`; move it into the stages"
+                continue
             yield path, f"unknown {what}{did_you_mean(str(path[-1]), known)}"
         elif item["type"] == "missing":
             yield path, "is missing"
@@ -329,7 +374,7 @@ def _fields_at(model: type[BaseModel], path: KeyPath) -> Iterator[str]:
     if here is not None:
         yield from here.model_fields
         if here is Spec:
-            yield from _STAGE_KEYS
+            yield from STAGE_KEYS
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdzoo.extend.registry import Registry
-from kdzoo.spec.models import KINDS, Spec, Stage
+from kdzoo.spec.models import KINDS, Spec
+from kdzoo.spec.shorthand import STAGE_KEYS
 from kdzoo.spec.torch_entries import optimizer_names, schedule_names
 
 __all__ = ["json_schema"]
-
-_STAGE_KEYS = tuple(Stage.model_fields)
 
 
 def json_schema(plugins: Registry) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def json_schema(plugins: Registry) -> dict[str, Any]:
     train["optimizer"] = _torch_entry(train["optimizer"], optimizer_names())
     train["schedule"] = _torch_entry(train["schedule"], [*schedule_names(), None])
     # The keys of a single stage may stand at the top instead of `stages`.
-    schema["properties"] |= {key: stage["properties"][key] for key in _STAGE_KEYS}
+    schema["properties"] |= {key: stage["properties"][key] for key in STAGE_KEYS}
     schema["required"] = [key for key in schema["required"] if key != "stages"]
     schema["oneOf"] = [{"required": ["stages"]}, {"required": ["train"]}]
     schema["title"] = "kdzoo spec"
@@ -41,6 +40,8 @@ def _entry(
 ) -> dict[str, Any]:
     """What may stand where a component is named: its name, or a mapping with its params."""
     own = {key: value for key, value in schema["properties"].items() if key != "use"}
+    if "layers" in own:  # a single pair may stand for a list of one
+        own["layers"]["anyOf"].insert(0, {"$ref": "#/$defs/LayersEntry"})
     names = plugins.names(kind)
     choices: list[dict[str, Any]] = []
     for name in names:

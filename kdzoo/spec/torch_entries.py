@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch.optim import Optimizer, lr_scheduler
 from kdzoo.errors import SpecError, did_you_mean
 from kdzoo.spec.models import TorchEntry
 
-__all__ = ["make_optimizer", "make_schedule", "optimizer_names", "schedule_names"]
+__all__ = [
+    "make_optimizer",
+    "make_schedule",
+    "optimizer_names",
+    "schedule_names",
+    "try_optimizer",
+    "try_schedule",
+]
 
 # These are stepped with a metric or once a step, or take code or other schedules as arguments.
 _NO_SCHEDULES = {
@@ -87,16 +95,61 @@ def make_schedule(
     return made
 
 
+def try_optimizer(entry: TorchEntry) -> Optimizer:
+    """Make an optimizer for one parameter, and let it do two steps.
+
+    Raises:
+        SpecError: it cannot be made, or cannot work with these arguments.
+    """
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    optimizer = make_optimizer(entry, [parameter])
+    parameter.grad = torch.full_like(parameter, 0.1)
+    try:
+        optimizer.step()
+        optimizer.step()
+    except Exception as error:
+        raise SpecError(
+            f"optimizer {entry.use} cannot work with these arguments: {error}"
+        ) from error
+    if not parameter.isfinite().all():
+        raise SpecError(f"optimizer {entry.use} gives NaN or infinity with these arguments")
+    return optimizer
+
+
+def try_schedule(optimizer: TorchEntry, entry: TorchEntry | None, epochs: int) -> None:
+    """Step a schedule through all epochs.
+
+    Raises:
+        SpecError: it cannot work with these arguments, or a learning rate is no rate.
+    """
+    tried = try_optimizer(optimizer)
+    schedule = make_schedule(entry, tried, epochs)
+    for epoch in range(1, epochs + 1):
+        try:
+            rates = [float(group["lr"]) for group in tried.param_groups]
+            tried.step()
+            schedule.step()
+        except Exception as error:
+            raise SpecError(f"schedule fails after epoch {epoch}: {error}") from error
+        if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+            raise SpecError(f"schedule gives a learning rate of {rates[0]} in epoch {epoch}")
+
+
 def _called(
     kind: str, entry: TorchEntry, cls: type[Any], first: Any, params: dict[str, Any]
 ) -> Any:
-    known = set(list(inspect.signature(cls).parameters)[1:]) - {"last_epoch", "verbose"}
+    parameters = inspect.signature(cls).parameters
+    known = set(list(parameters)[1:]) - {"last_epoch", "verbose"}
     for key in params:
         if key not in known:
             raise SpecError(
                 f'unknown argument "{key}" of {kind} {entry.use}{did_you_mean(key, known)}'
             )
+        default = parameters[key].default
+        numeric = isinstance(default, int | float) and not isinstance(default, bool)
+        if numeric and isinstance(params[key], bool):
+            raise SpecError(f'argument "{key}" of {kind} {entry.use} must be a number')
     try:
         return cls(first, **params)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:
         raise SpecError(f"{kind} {entry.use} does not take these arguments: {error}") from error

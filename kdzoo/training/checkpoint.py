@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdzoo.errors import CheckpointError
+from kdzoo.errors import CheckpointError, PluginError
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["Best", "Checkpoint", "load_tensors"]
@@ -56,9 +57,11 @@ class Checkpoint:
 
         Raises:
             RunError: it cannot be written; the last one is kept.
+            PluginError: a component's state holds more than data, and could not be read back.
         """
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["best"] = None if self.best is None else vars(self.best)
+        _refuse_more_than_data("checkpoint", fields)
         buffer = io.BytesIO()
         torch.save(fields, buffer)
         directory.write(directory.checkpoint, buffer.getvalue())
@@ -81,6 +84,24 @@ class Checkpoint:
                 f"{directory.checkpoint}: is no checkpoint of this version of kdzoo ({error}); "
                 "start over with --fresh"
             ) from error
+
+
+def _refuse_more_than_data(where: str, value: Any) -> None:
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _refuse_more_than_data(f"{where}.{key}", item)
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _refuse_more_than_data(f"{where}.{number}", item)
+    elif not (value is None or type(value) in (str, int, float, bool, Counter) or _tensor(value)):
+        raise PluginError(
+            f"{where} is {type(value).__module__}.{type(value).__qualname__}; a state must hold "
+            "tensors and plain Python values only, or the run could not be continued"
+        )
+
+
+def _tensor(value: Any) -> bool:
+    return type(value) in (Tensor, torch.nn.Parameter)
 
 
 def load_tensors(path: Path) -> Any:

@@ -43,10 +43,9 @@ class RunDirectory:
     @classmethod
     def at(cls, runs: Path, name: str, identity: str) -> RunDirectory:
         """The directory of the run with this identity, whatever its name was when it began."""
-        for path in sorted(runs.glob(f"*-{identity}")):
-            if path.is_dir():
-                return cls(path)
-        return cls(runs / f"{name}-{identity}")
+        named = runs / f"{name}-{identity}"
+        others = sorted(path for path in runs.glob(f"*-{identity}") if path.is_dir())
+        return cls(named if named.is_dir() or not others else others[0])
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from kdzoo.data.images import Images
 from kdzoo.distill.distiller import Distiller, Step
 from kdzoo.distill.terms import Term
-from kdzoo.errors import NonFiniteError, SpecError
+from kdzoo.errors import CheckpointError, NonFiniteError, SpecError, did_you_mean
 from kdzoo.extend.bases import ClassPolicy, Observer
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
 from kdzoo.seeds import stream
 from kdzoo.spec.models import Spec, Stage
@@ -27,7 +30,7 @@ from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import evaluate
 
-__all__ = ["PreparedStage", "Trainer"]
+__all__ = ["PreparedStage", "Trainer", "learning_parameters"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Trainer:
     ) -> None:
         """One stage: epochs ``first`` to ``last`` of the run, or those that are left of them."""
         self.distiller.begin_stage(stage.terms, stage.policy)
-        parameters = self._learning(stage.spec)
+        parameters = learning_parameters(self.distiller, stage.spec)
         optimizer = make_optimizer(stage.spec.train.optimizer, parameters)
         schedule = make_schedule(stage.spec.train.schedule, optimizer, stage.spec.train.epochs)
         if start is not None:
@@ -124,6 +127,8 @@ class Trainer:
             progress = epoch + number / steps
             step = self.distiller(view.inputs, view.targets, view.indices, progress)
             optimizer.zero_grad()
+            if not step.total.requires_grad:
+                raise SpecError(f"learn: no loss depends on {', '.join(stage.learn)}")
             step.total.backward()
             optimizer.step()
             self.step += 1
@@ -149,7 +154,8 @@ class Trainer:
             )
         series = {name: values[:, i] for i, name in enumerate(names)}
         for observer in self.observers:
-            observer.steps(info, first, series)
+            with calling(f'observer "{observer.name}"'):
+                observer.steps(info, first, series)
 
     def _close_epoch(
         self,
@@ -170,19 +176,21 @@ class Trainer:
             scalars["accuracy/validation"] = measured
             self.validation.append(measured)
             if self.best is None or measured > self.best.accuracy:
-                weights = {k: v.cpu().clone() for k, v in student.state_dict().items()}
-                self.best = Best(self.epoch, measured, weights)
+                self.best = Best(self.epoch, measured, copy.deepcopy(student.state_dict()))
         self._refuse_non_finite()
         record = EpochRecord(self.epoch, self.step, scalars, curves)
+        states: dict[str, dict[str, Any]] = {}
         for observer in self.observers:
-            observer.epoch(info, record)
+            with calling(f'observer "{observer.name}"'):
+                observer.epoch(info, record)
+                states[observer.name] = observer.state_dict()
         Checkpoint(
             epoch=self.epoch,
             step=self.step,
             distiller=self.distiller.state_dict(),
             optimizer=optimizer.state_dict(),
             schedule=schedule.state_dict(),
-            observers={observer.name: observer.state_dict() for observer in self.observers},
+            observers=states,
             validation=self.validation,
             best=self.best,
         ).save(self.directory)
@@ -192,28 +200,18 @@ class Trainer:
     def _restore(self, start: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
         self.epoch, self.step, self.saved = start.epoch, start.step, start.epoch
         self.validation, self.best = start.validation, start.best
-        self.distiller.load_state_dict(start.distiller)
-        optimizer.load_state_dict(start.optimizer)
-        schedule.load_state_dict(start.schedule)
-
-    def _learning(self, stage: Stage) -> list[torch.nn.Parameter]:
-        """The parameters that learn in a stage; all others are frozen."""
-        parameters = dict(self.distiller.learnable())
-        for prefix in stage.learn:
-            if prefix not in ("student", "losses") and not any(
-                _within(name, prefix) for name in parameters
-            ):
-                raise SpecError(f'learn: there are no parameters under "{prefix}"')
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(any(_within(name, prefix) for prefix in stage.learn))
-        learning = [parameter for parameter in parameters.values() if parameter.requires_grad]
-        if not learning:
-            raise SpecError(f"learn: {', '.join(stage.learn) or 'nothing'} has no parameters")
-        return learning
+        try:
+            self.distiller.load_state_dict(start.distiller)
+            optimizer.load_state_dict(start.optimizer)
+            schedule.load_state_dict(start.schedule)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.directory.checkpoint}: is not of this run; start over with --fresh: {error}"
+            ) from error
 
     def _refuse_non_finite(self) -> None:
-        tensors = [t for t in self.distiller.state_dict().values() if isinstance(t, Tensor)]
-        finite = [t.isfinite().all() for t in tensors if t.is_floating_point()]
+        # Parameters only: a buffer may be infinite by design, as a mask is.
+        finite = [parameter.isfinite().all() for parameter in self.distiller.parameters()]
         if not bool(torch.stack(finite).all()):
             raise NonFiniteError(
                 f"a weight became NaN or infinite in epoch {self.epoch}; {self._kept()}"
@@ -231,14 +229,35 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             for observer in self.observers:
                 stack.push(functools.partial(_end, observer, info))
-                observer.start(info, states.get(observer.name))
+                with calling(f'observer "{observer.name}"'):
+                    observer.start(info, states.get(observer.name))
             yield
+
+
+def learning_parameters(distiller: Distiller, stage: Stage) -> list[torch.nn.Parameter]:
+    """The parameters that learn in a stage; all others are frozen.
+
+    Raises:
+        SpecError: the stage's ``learn`` names parameters that do not exist.
+    """
+    parameters = dict(distiller.learnable())
+    for prefix in stage.learn:
+        if prefix != "losses" and not any(_within(name, prefix) for name in parameters):
+            parts = {name.rpartition(".")[0] for name in parameters}
+            raise SpecError(f'learn: no parameters under "{prefix}"{did_you_mean(prefix, parts)}')
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(any(_within(name, prefix) for prefix in stage.learn))
+    learning = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    if not learning:
+        raise SpecError(f"learn: {', '.join(stage.learn)} has no parameters")
+    return learning
 
 
 def _end(
     observer: Observer, info: RunInfo, kind: object, error: BaseException | None, _: object
 ) -> None:
-    observer.end(info, error)
+    with calling(f'observer "{observer.name}"'):
+        observer.end(info, error)
 
 
 def _reseed(seed: int, device: torch.device) -> None:

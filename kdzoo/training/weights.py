@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.distill.network import Network
-from kdzoo.errors import CheckpointError, KdzooError, PluginError
+from kdzoo.errors import CheckpointError
 from kdzoo.extend.bases import ModelSource
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Layers
 from kdzoo.extend.registry import registry
 from kdzoo.training.checkpoint import load_tensors
@@ -64,23 +65,23 @@ class NetworkRecipe:
         source: ModelSource = registry().make(ModelSource.kind, self.use, self.params)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
+            with calling(f'model "{self.use}"'):
                 model = source.build(self.input_shape, len(self.classes))
-            except KdzooError:
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f'model "{self.use}" cannot be built for images {self.input_shape} and '
-                    f"{len(self.classes)} classes: {type(error).__name__}: {error}"
-                ) from error
-        return Network(model, self.mean, self.std), source.layers()
+                if not isinstance(model, nn.Module):
+                    raise TypeError(f"build() answered {type(model).__name__}, not a module")
+                if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+                    with torch.no_grad():  # lazy modules take their shape from a first batch
+                        model.eval()(torch.zeros(2, *self.input_shape))
+                    model.train()
+                layers = source.layers()
+        return Network(model, self.mean, self.std), layers
 
     def save(self, network: Network, directory: RunDirectory) -> None:
         """Write the weights, with this recipe beside them, as ``student.safetensors``."""
         state = _without_aliases(network.model.state_dict())
         content = safetensors.torch.save(
-            {name: tensor.cpu() for name, tensor in state.items()},
-            {"format": "pt", _KEY: json.dumps(vars(self))},
+            {name: tensor.cpu().clone() for name, tensor in state.items()},
+            {_KEY: json.dumps(vars(self))},  # one key: the order of several is random
         )
         directory.write(directory.student, content)
 
@@ -141,7 +142,7 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
     if not (
         isinstance(content, dict)
         and content
-        and all(isinstance(value, Tensor) for value in content.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     ):
         raise CheckpointError(f"{file}: holds no state dict (names and tensors)")
     wrapped = all(name.startswith("module.") for name in content)  # by DataParallel

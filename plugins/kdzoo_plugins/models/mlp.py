@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Annotated
 
 from torch import nn
 
@@ -20,14 +21,12 @@ class MLP(kdzoo.ModelSource):
     class Params(kdzoo.Params):
         """What can be set."""
 
-        widths: tuple[int, ...] = kdzoo.Field(
+        widths: tuple[Annotated[int, kdzoo.Field(ge=1)], ...] = kdzoo.Field(
             (64,), description="The width of each hidden layer; none for a linear classifier."
         )
 
     def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """See :meth:`kdzoo.ModelSource.build`."""
-        if min(self.params.widths, default=1) < 1:
-            raise kdzoo.SpecError(f"mlp: widths must be at least 1, not {self.params.widths}")
         modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         features = math.prod(input_shape)
         for i, width in enumerate(self.params.widths):

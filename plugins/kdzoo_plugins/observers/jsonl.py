@@ -29,7 +29,13 @@ class JsonLines(kdzoo.Observer):
         """See :meth:`kdzoo.Observer.start`."""
         self._file = open(run.directory / "metrics.jsonl", "ab")  # noqa: SIM115
         # Lines after the checkpoint belong to steps that will be done again.
-        self._file.truncate(state["bytes"] if state else 0)
+        size, done = self._file.tell(), state["bytes"] if state else 0
+        if size < done:
+            raise kdzoo.RunError(
+                f"{self._file.name}: lines are missing that were there at the checkpoint; "
+                "start over with --fresh"
+            )
+        self._file.truncate(done)
         self._file.seek(0, os.SEEK_END)
 
     def steps(

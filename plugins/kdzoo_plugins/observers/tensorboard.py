@@ -37,8 +37,8 @@ class TensorBoard(kdzoo.Observer):
         from torch.utils.tensorboard import SummaryWriter
 
         # Points after the checkpoint belong to steps that will be done again: TensorBoard drops
-        # them when a later file says so.
-        purge = run.step + 1 if state is not None else None
+        # them at every session start after the first, so that one must be written too.
+        purge = 0 if state is None else run.step + 1
         self._writer = SummaryWriter(str(run.directory), purge_step=purge)
         if state is None:
             self._writer.add_text("spec", "    " + run.spec.replace("\n", "\n    "), 0)

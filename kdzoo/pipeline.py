@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kdzoo.data.augment import Augmentation
 from kdzoo.data.images import Images, prepare
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
 from kdzoo.distill.terms import Term, make_loss
-from kdzoo.errors import CheckpointError, DataError, KdzooError, RunError, SpecError
+from kdzoo.errors import CheckpointError, RunError, SpecError
 from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, Observer
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, ImageData, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
 from kdzoo.report.summary import BestValidation, Report, Score
@@ -33,7 +33,7 @@ from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.curves_file import student_curve
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import evaluate
-from kdzoo.training.loop import PreparedStage, Trainer
+from kdzoo.training.loop import PreparedStage, Trainer, learning_parameters
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
 __all__ = ["Run", "evaluate_run", "load_student", "run"]
@@ -141,7 +141,7 @@ class _Session:
         with directory.locked(wait=role != "student"), _disk_errors(directory):
             if fresh:
                 directory.clear()
-            if directory.report.exists():
+            if directory.report.exists() and directory.student.exists():
                 log.info("%s: finished before, in %s", role, directory.path)
                 return Run(directory.path, Report.read(directory.report))
             # All parts are put together before anything is trained, so that whatever does not
@@ -155,17 +155,14 @@ class _Session:
         key = json.dumps([spec.data.model_dump(mode="json"), seed])
         if key not in self._images:
             entry = spec.data
-            data = self._load(entry)
             self._images[key] = prepare(
                 entry.use,
-                data,
+                self._load(entry),
                 validation=entry.validation,
                 split_seed=entry.split_seed,
-                augmentation=Augmentation(
-                    seed=seed,
-                    crop=data.crop if entry.crop is None else entry.crop,
-                    flip=data.flip if entry.flip is None else entry.flip,
-                ),
+                augment_seed=seed,
+                crop=entry.crop,
+                flip=entry.flip,
                 device=self.device,
             )
         return self._images[key]
@@ -174,14 +171,8 @@ class _Session:
         key = json.dumps([entry.use, entry.params])
         if key not in self._data:
             source: DataSource = registry().make(DataSource.kind, entry.use, entry.params)
-            try:
+            with calling(f'data "{entry.use}"'):
                 self._data[key] = source.load()
-            except KdzooError:
-                raise
-            except Exception as error:
-                raise DataError(
-                    f'data "{entry.use}" cannot be loaded: {type(error).__name__}: {error}'
-                ) from error
         return self._data[key]
 
     def identity(self, spec: Spec) -> str:
@@ -223,6 +214,7 @@ class _Plan:
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
             if spec.teacher.checkpoint is not None:
                 self._check_teacher(self.teacher)
+        self.baseline_spec = _baseline_spec(spec) if spec.baseline else None
         losses = _losses(spec)
         self.stages = [
             PreparedStage(
@@ -247,14 +239,16 @@ class _Plan:
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )
+        for stage in spec.stages:
+            learning_parameters(self.distiller, stage)
 
     def train_others(self) -> dict[str, Run]:
         """The runs that this one builds on: the teacher's and the baseline's."""
         runs: dict[str, Run] = {}
         if (teacher := _teacher_spec(self.spec)) is not None:
             runs["teacher"] = self.session.do(teacher, "teacher")
-        if self.spec.baseline:
-            runs["baseline"] = self.session.do(_baseline_spec(self.spec), "baseline")
+        if self.baseline_spec is not None:
+            runs["baseline"] = self.session.do(self.baseline_spec, "baseline")
         return runs
 
     def train(self, directory: RunDirectory, runs: Mapping[str, Run]) -> Report:
@@ -356,7 +350,7 @@ class _Plan:
         accuracy = evaluate(teacher, split, len(self.images.classes)).accuracy
         log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, name)
         chance = 1 / len(self.images.classes)
-        if accuracy < 1.5 * chance:
+        if accuracy <= chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
             raise CheckpointError(
                 f"the teacher gets {100 * accuracy:.2f} % of the {name} images right, and chance "
                 f"is {100 * chance:.2f} %: check that its weights are of this data set, the order "
@@ -366,17 +360,24 @@ class _Plan:
     def _policy(self, stage: Stage) -> ClassPolicy:
         entry = stage.policy
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
-        policy.setup(
-            self.images.classes,
-            has_teacher=self.spec.teacher is not None,
-            has_baseline=self.spec.baseline,
-        )
+        with calling(f'policy "{entry.use}"'):
+            policy.setup(
+                self.images.classes,
+                has_teacher=self.spec.teacher is not None,
+                has_baseline=self.spec.baseline,
+            )
         return policy
 
     def _baseline_curve(self, baseline: Run) -> Floats:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
         classes = len(self.images.classes)
-        own = iter(student_curve(RunDirectory(baseline.directory).classes, classes))
+        file = RunDirectory(baseline.directory).classes
+        curve = student_curve(file, classes)
+        if len(curve) != baseline.report.epochs:
+            raise CheckpointError(
+                f"{file}: epochs are missing; remove {file.parent} to train it again"
+            )
+        own = iter(curve)
         shared = _baseline_stages(self.spec)
         unknown = np.full(classes, np.nan)
         return np.stack(
@@ -437,7 +438,12 @@ def _teacher_spec(spec: Spec) -> Spec | None:
 def _baseline_spec(spec: Spec) -> Spec:
     """The run that trains the same student without the teacher: same seed, split and views."""
     stages = _baseline_stages(spec)
-    ended = spec.stop_epoch is not None
+    epochs = sum(spec.stage_epochs[number] for number in stages)
+    if not epochs:
+        raise SpecError(
+            f"stop_epoch: {spec.stop_epoch} ends the run before its first stage with a label "
+            "term, so there is no baseline to compare with; set `baseline: false`"
+        )
     return spec.model_copy(
         update={
             "name": f"{spec.name}-baseline",
@@ -449,7 +455,7 @@ def _baseline_spec(spec: Spec) -> Spec:
                 )
                 for number, losses in stages.items()
             ),
-            "stop_epoch": sum(spec.stage_epochs[number] for number in stages) if ended else None,
+            "stop_epoch": None if spec.stop_epoch is None else epochs,
         }
     )
 
@@ -483,8 +489,11 @@ def _device(name: str) -> torch.device:
 def _file_hash(path: str | None) -> str | None:
     if path is None:
         return None
-    with open(path, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()  # file_digest needs Python 3.11
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return hashlib.sha256(content).hexdigest()
 
 
 def _write_environment(directory: RunDirectory, device: torch.device, *, resumed: bool) -> None:
@@ -506,6 +515,7 @@ def _write_environment(directory: RunDirectory, device: torch.device, *, resumed
             before = json.loads(directory.environment.read_bytes())
         except ValueError:
             before = {}
+        before = before if isinstance(before, dict) else {}
         for key, value in now.items():
             if before.get(key) != value:
                 log.warning(

@@ -41,6 +41,7 @@ class Planted(kdzoo.DataSource):
     class Params(kdzoo.Params):
         draw: int = kdzoo.Field(0, description="The seed of the images.")
         per_class: int = kdzoo.Field(100, description="Training images a class.")
+        maybe: int | None = kdzoo.Field(1, description="Ignored; may be null.")
 
     def load(self) -> kdzoo.ImageData:
         train, test = (self._draw(s, n) for s, n in ((0, self.params.per_class), (1, 300)))

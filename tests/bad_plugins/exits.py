@@ -1,0 +1,5 @@
+"""Bad: ends the process that imports it."""
+
+import sys
+
+sys.exit(3)

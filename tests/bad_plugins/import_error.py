@@ -1,0 +1,3 @@
+"""Bad: needs a library that nobody has."""
+
+import no_such_library  # noqa: F401

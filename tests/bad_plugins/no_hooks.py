@@ -1,0 +1,1 @@
+"""Bad: adds nothing at all."""

@@ -1,0 +1,5 @@
+"""Bad: the function is not marked."""
+
+
+def kdzoo_losses():
+    return []

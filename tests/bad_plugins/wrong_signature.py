@@ -1,0 +1,8 @@
+"""Bad: hooks take nothing."""
+
+import kdzoo
+
+
+@kdzoo.hookimpl
+def kdzoo_losses(config):
+    return []

@@ -1,0 +1,93 @@
+"""Test plugins are installed as anybody's would be: as distributions with entry points."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdzoo.extend.registry import GROUP, registry
+
+HERE = Path(__file__).parent
+
+
+def install(site: Path, source: Path, name: str | None = None, version: str = "1.0") -> None:
+    """Make a module look installed in ``site``: a distribution with an entry point."""
+    name = name or source.stem.replace("_", "-")
+    site.mkdir(parents=True, exist_ok=True)
+    (site / source.name).write_bytes(source.read_bytes())
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {source.stem}\n")
+
+
+def entry_points(site: Path) -> list[metadata.EntryPoint]:
+    """The entry points of what is installed in ``site`` alone."""
+    found = []
+    for distribution in metadata.distributions(path=[str(site)]):
+        found += [entry for entry in distribution.entry_points if entry.group == GROUP]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The plugins of tests/installed, for this process and for its children."""
+    site = tmp_path_factory.mktemp("site")
+    for source in sorted((HERE / "installed").glob("*.py")):
+        install(site, source)
+    sys.path.insert(0, str(site))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
+    registry.cache_clear()
+    torch.set_num_threads(1)  # the tests' networks are tiny: a second thread only waits
+    yield site
+    sys.path.remove(str(site))
+
+
+@pytest.fixture
+def kdzoo_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own, in ``tmp_path``."""
+
+    def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        return subprocess.run(
+            [sys.executable, "-m", "kdzoo", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,
+        )
+
+    return command
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A complete spec that runs in a second: teacher, baseline, student, policy."""
+    return {
+        "name": "tiny",
+        "data": {"use": "planted", "per_class": 12},
+        "teacher": {"use": "mlp", "widths": [16], "train": {"epochs": 2}},
+        "student": {"use": "mlp", "widths": [8]},
+        "baseline": True,
+        "train": {
+            "epochs": 4,
+            "batch_size": 16,
+            "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9},
+            "schedule": {"use": "multistep", "milestones": [2]},
+        },
+        "losses": [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9}],
+        "policy": {"use": "tllm", "start_epoch": 1, "patience": 1, "margin": 0.0},
+        "observers": ["jsonl"],
+    }

@@ -1,0 +1,154 @@
+"""The class policies: what they decide from which curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kdzoo_plugins.policies.tllm import class_gap
+
+import kdzoo
+from kdzoo.extend.bases import ClassPolicy
+from kdzoo.extend.registry import registry
+
+CLASSES = tuple("abcdefghij")
+
+
+def curves(student, baseline=None, teacher=None) -> kdzoo.TeachingCurves:
+    student = np.asarray(student, dtype=float)
+    ones = np.ones_like(student)
+    return kdzoo.TeachingCurves(
+        samples=10 * ones,
+        student=student,
+        teacher=ones if teacher is None else np.asarray(teacher, dtype=float),
+        agreement=ones,
+        divergence=ones,
+        teacher_weight=ones,
+        label_weight=ones,
+        baseline=None if baseline is None else np.asarray(baseline, dtype=float),
+    )
+
+
+def policy(use: str, *, teacher: bool = True, baseline: bool = True, **params: object):
+    made = registry().make(ClassPolicy.kind, use, params)
+    made.setup(CLASSES, has_teacher=teacher, has_baseline=baseline)
+    return made
+
+
+def decide(made: kdzoo.ClassPolicy, student, baseline) -> list[str]:
+    """The classes that are no longer taught after each epoch of the curves has been shown."""
+    for epoch in range(1, len(student) + 1):
+        weights = made.update(curves(student[:epoch], baseline[:epoch]))
+    return [name for name, weight in zip(CLASSES, weights.teacher, strict=True) if weight == 0]
+
+
+def falling(classes: dict[str, float], epochs: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """A student 10 points behind its baseline everywhere, and further behind on some classes."""
+    baseline = np.tile(np.linspace(0.9, 0.5, 10), (epochs, 1))
+    student = baseline - 0.1
+    for name, gap in classes.items():
+        student[:, CLASSES.index(name)] -= gap
+    return student, baseline
+
+
+def test_tllm_names_the_classes_that_fall_behind_the_others() -> None:
+    assert decide(policy("tllm"), *falling({"c": 0.2, "h": 0.1})) == ["c", "h"]
+
+
+def test_tllm_leaves_hard_classes_and_a_weak_student_alone() -> None:
+    assert decide(policy("tllm"), *falling({})) == []
+    assert decide(policy("tllm"), *falling({"j": 0.049})) == []
+
+
+def test_tllm_waits_for_its_first_epoch_and_for_patience() -> None:
+    patient = {"start_epoch": 4, "patience": 3}
+    assert decide(policy("tllm", **patient), *falling({"c": 0.2}, 5)) == []
+    assert decide(policy("tllm", **patient), *falling({"c": 0.2}, 6)) == ["c"]
+
+
+def test_tllm_counts_checks_in_a_row() -> None:
+    student, baseline = falling({"c": 0.2}, 12)
+    student[3::3] = falling({}, 12)[0][3::3]  # every third epoch shows nothing
+    made = policy("tllm", start_epoch=1, patience=3, window=1)
+    assert decide(made, student[1:], baseline[1:]) == []
+
+
+def test_tllm_averages_over_its_window() -> None:
+    student, baseline = falling({"c": 0.2}, 8)
+    student[::2, 2] += 0.4  # above and below in turn: on average not behind
+    assert decide(policy("tllm", patience=1, window=1), student, baseline) == ["c"]
+    assert decide(policy("tllm", patience=1, window=4), student, baseline) == []
+
+
+def test_tllm_stops_at_its_cap_with_the_worst() -> None:
+    behind = {"b": 0.1, "d": 0.3, "e": 0.2}
+    assert decide(policy("tllm", max_fraction=0.2), *falling(behind)) == ["d", "e"]
+    assert decide(policy("tllm", max_fraction=0.0), *falling(behind)) == []
+
+
+def test_tllm_never_teaches_a_class_again() -> None:
+    made = policy("tllm", start_epoch=1, patience=1, window=1)
+    assert decide(made, *falling({"c": 0.2}, 2)) == ["c"]
+    assert decide(made, *falling({}, 3)) == ["c"]
+
+
+def test_tllm_gives_untaught_classes_their_weights() -> None:
+    made = policy(
+        "tllm", start_epoch=1, patience=1, teacher_weight=0.25, label_weight=3.0, window=1
+    )
+    weights = made.update(curves(*falling({"c": 0.2}, 1)))
+    assert weights.teacher[2] == 0.25
+    assert weights.label[2] == 3.0
+    assert (np.delete(weights.teacher, 2) == 1).all()
+    assert (np.delete(weights.label, 2) == 1).all()
+
+
+def test_tllm_goes_on_from_its_state() -> None:
+    student, baseline = falling({"c": 0.2, "h": 0.1}, 9)
+    whole = policy("tllm", patience=4)
+    half = policy("tllm", patience=4)
+    for epoch in range(1, 10):
+        one = whole.update(curves(student[:epoch], baseline[:epoch]))
+        other = half.update(curves(student[:epoch], baseline[:epoch]))
+        again = policy("tllm", patience=4)
+        again.load_state_dict(half.state_dict())
+        half = again
+        assert np.array_equal(one.teacher, other.teacher)
+    assert one.teacher.sum() == 8
+
+
+def test_without_a_baseline_the_signal_is_what_the_teachers_accuracy_does_not_explain() -> None:
+    teacher = np.linspace(1.0, 0.5, 10)
+    student = 0.8 * teacher - 0.1
+    student[4] -= 0.2
+    gap = class_gap(curves([student] * 3, teacher=[teacher] * 3), window=2)
+    assert np.argmin(gap) == 4
+    assert gap[4] < -0.15
+    assert np.abs(np.delete(gap, 4)).max() < 0.05
+    # A teacher that knows everything explains nothing: what is left is the median.
+    gap = class_gap(curves([student]), window=1)
+    np.testing.assert_allclose(gap, student - np.median(student))
+
+
+def test_classes_without_samples_are_left_alone() -> None:
+    student, baseline = falling({"c": 0.2}, 4)
+    student[:, 7] = np.nan
+    gap = class_gap(curves(student, baseline), window=3)
+    assert gap[7] == 0
+    assert gap[2] == pytest.approx(-0.2)
+    student[:-1, 7] = 0.3  # seen in some epochs of the window only
+    assert np.isfinite(class_gap(curves(student, baseline), window=3)).all()
+
+
+def test_fixed_and_all() -> None:
+    weights = policy("fixed", classes=["b", "j"], label_weight=2.0).initial(10)
+    assert np.flatnonzero(weights.teacher == 0).tolist() == [1, 9]
+    assert np.flatnonzero(weights.label == 2).tolist() == [1, 9]
+    assert (policy("all").update(curves([[0.5] * 10])).teacher == 1).all()
+    with pytest.raises(kdzoo.SpecError, match='there is no class "bb"; did you mean "b"'):
+        policy("fixed", classes=["bb"])
+
+
+@pytest.mark.parametrize(("use", "params"), [("tllm", {}), ("fixed", {"classes": ["a"]})])
+def test_a_policy_about_a_teacher_needs_one(use: str, params: dict) -> None:
+    with pytest.raises(kdzoo.SpecError, match="there is none"):
+        policy(use, teacher=False, **params)

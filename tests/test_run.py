@@ -1,0 +1,571 @@
+"""Whole runs: exactness, resume, reuse, and every way in which one can end badly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+import kdzoo
+from kdzoo.extend.bases import Observer
+from kdzoo.extend.registry import registry
+from kdzoo.training.loop import Trainer
+
+EXACT = ("student.safetensors", "classes.csv", "metrics.jsonl", "report.json")
+
+
+def write(tmp_path: Path, spec: dict[str, Any], name: str = "tiny.yaml") -> Path:
+    file = tmp_path / name
+    with open(file, "w") as stream:
+        YAML(typ="safe", pure=True).dump(spec, stream)
+    return file
+
+
+def files(run: kdzoo.Run) -> dict[str, bytes]:
+    content = {name: (run.directory / name).read_bytes() for name in EXACT}
+    content["report.json"] = content["report.json"].replace(
+        str(run.directory.parent).encode(), b"RUNS"
+    )
+    return content
+
+
+@pytest.fixture
+def rich(tiny: dict[str, Any]) -> dict[str, Any]:
+    """Everything that has a state: dropout, batch norm, a loss that draws, a policy, momentum."""
+    losses = [*tiny["losses"], {"use": "sample-feature", "noise": 0.1}]
+    return {**tiny, "student": "sample-dropout", "losses": losses, "policy": "sample-alternating"}
+
+
+def test_a_run_leaves_what_it_should(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = kdzoo.run({**tiny, "observers": ["jsonl", "tensorboard"]}, runs=tmp_path)
+    assert run.directory.parent == tmp_path
+    names = {path.name for path in run.directory.iterdir()}
+    assert names >= {
+        "spec.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "classes.csv",
+        "checkpoint.pt",
+        "student.safetensors",
+        "report.json",
+    }
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    report = run.report
+    assert report == kdzoo.Report.read(run.directory / "report.json")
+    assert report.epochs == 4
+    assert report.teacher is not None
+    assert report.baseline is not None
+    assert sum(report.against_baseline()) == 10
+    for role in ("teacher", "baseline"):
+        own = kdzoo.Report.read(Path(report.directories[role]) / "report.json")
+        assert own.student == getattr(report, role)
+    assert kdzoo.read_spec(run.directory / "spec.yaml") == kdzoo.read_spec(
+        {**tiny, "observers": ["jsonl", "tensorboard"]}
+    )
+    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").open()]
+    epochs = [line for line in lines if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4]
+    assert set(epochs[0]) == {
+        "epoch",
+        "step",
+        "lr",
+        "accuracy/train",
+        "accuracy/teacher",
+        "accuracy/validation",
+        "agreement",
+        "untaught",
+    }
+    assert [round(line["lr"], 4) for line in epochs] == [0.05, 0.05, 0.005, 0.005]
+    steps = [line for line in lines if "loss/total" in line]
+    assert all(
+        line["loss/total"] == pytest.approx(0.1 * line["loss/ce"] + 0.9 * line["loss/kd"], rel=1e-5)
+        for line in steps
+    )
+
+
+def test_the_same_spec_gives_the_same_bits(tmp_path: Path, rich: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    one = files(kdzoo.run(rich, runs=tmp_path / "a"))
+    torch.manual_seed(2)  # the caller's random state is neither read nor changed
+    state = torch.get_rng_state()
+    assert files(kdzoo.run(rich, runs=tmp_path / "b")) == one
+    assert torch.equal(torch.get_rng_state(), state)
+    other = files(kdzoo.run({**rich, "seed": 1}, runs=tmp_path / "a"))
+    assert other["student.safetensors"] != one["student.safetensors"]
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_cut_off_after_any_epoch_goes_on_exactly(
+    tmp_path: Path, rich: dict[str, Any], epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = kdzoo.run(rich, runs=tmp_path / "whole")
+
+    class Cut(BaseException):
+        pass
+
+    original = Trainer._epoch
+
+    def cut(self: Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.distiller.teacher is not None and self.epoch == epoch:
+            raise Cut  # after all its steps, before its checkpoint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", cut)
+        with pytest.raises(Cut):
+            kdzoo.run(rich, runs=tmp_path / "cut")
+    assert files(kdzoo.run(rich, runs=tmp_path / "cut")) == files(whole)
+
+
+def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
+    tmp_path: Path, rich: dict[str, Any]
+) -> None:
+    """Real processes and real SIGKILLs, until the run is through."""
+    spec = write(tmp_path, {**rich, "train": {**rich["train"], "epochs": 25}})
+    whole = kdzoo.run(spec, runs=tmp_path / "whole")
+    command = [sys.executable, "-m", "kdzoo", "run", str(spec), "--runs", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    draw = random.Random(0)
+
+    def progress() -> set[tuple[str, int]]:
+        checkpoints = (tmp_path / "killed").glob("*/checkpoint.pt")
+        return {(path.parent.name, path.stat().st_mtime_ns) for path in checkpoints}
+
+    kills = 0
+    for attempt in range(6):
+        before = progress()
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if attempt < 5:
+            while process.poll() is None and progress() <= before:
+                time.sleep(0.01)
+            time.sleep(0.3 * draw.random())  # anywhere in an epoch, or between two
+            process.kill()
+        output, _ = process.communicate(timeout=120)
+        kills += process.returncode == -signal.SIGKILL
+    assert process.returncode == 0, output.decode()
+    assert kills >= 3
+    assert files(kdzoo.run(spec, runs=tmp_path / "killed")) == files(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_from_outside(
+    tmp_path: Path, tiny: dict[str, Any], number: signal.Signals
+) -> None:
+    spec = write(tmp_path, {**tiny, "train": {**tiny["train"], "epochs": 2000}})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdzoo", "run", str(spec), "--set", "baseline=false"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/tiny-??????????/checkpoint.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from the last finished epoch" in said
+    assert "Traceback" not in said
+
+
+def test_a_finished_run_is_reported_and_not_repeated(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kdzoo")
+    run = kdzoo.run(tiny, runs=tmp_path)
+    before = (run.directory / "checkpoint.pt").stat().st_mtime_ns
+    again = kdzoo.run({**tiny, "name": "renamed", "log_every": 3}, runs=tmp_path)
+    assert again == run
+    assert (run.directory / "checkpoint.pt").stat().st_mtime_ns == before
+    assert f"student: finished before, in {run.directory}" in caplog.text
+    content = files(run)
+    caplog.clear()
+    fresh = kdzoo.run(tiny, runs=tmp_path, fresh=True)
+    assert (run.directory / "checkpoint.pt").stat().st_mtime_ns > before
+    assert files(fresh) == content
+    assert "teacher: finished before" in caplog.text
+    assert "baseline: finished before" in caplog.text
+
+
+def test_teacher_and_baseline_are_shared_by_the_runs_that_need_the_same(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    one = kdzoo.run(tiny, runs=tmp_path)
+    hotter = [{"use": "ce", "weight": 0.5}, {"use": "kd", "temperature": 9}]
+    other = kdzoo.run({**tiny, "losses": hotter}, runs=tmp_path)
+    assert one.directory != other.directory
+    assert one.report.directories == other.report.directories
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
+    moved = kdzoo.run({**tiny, "data": {**tiny["data"], "split_seed": 1}}, runs=tmp_path)
+    assert not set(moved.report.directories.values()) & set(one.report.directories.values())
+
+
+def test_teacher_and_baseline_are_ordinary_runs(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path / "a")
+    for directory in map(Path, run.report.directories.values()):
+        alone = kdzoo.run(directory / "spec.yaml", runs=tmp_path / "b")
+        assert alone.directory.name == directory.name
+        content = (directory / "student.safetensors").read_bytes()
+        assert (alone.directory / "student.safetensors").read_bytes() == content
+
+
+def test_baseline_and_student_are_a_paired_experiment(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same initial weights, and the same views in the same order; label weight 1."""
+    seen: dict[str, list[Any]] = {}
+
+    original = Trainer._epoch
+
+    def spy(self: Trainer, info: Any, *arguments: Any) -> None:
+        if info.role in ("baseline", "student"):
+            rows = seen.setdefault(info.role, [])
+            if not rows:
+                rows.append([p.detach().clone() for p in self.distiller.student.parameters()])
+                rows.append([(t.id, t.weight) for t in self.distiller.terms])
+            views = self.images.epoch(self.epoch, 16, self.spec.seed)
+            rows += [(view.inputs, view.indices) for view in views]
+        original(self, info, *arguments)
+
+    monkeypatch.setattr(Trainer, "_epoch", spy)
+    kdzoo.run(tiny, runs=tmp_path)
+    baseline, student = seen["baseline"], seen["student"]
+    assert all(torch.equal(a, b) for a, b in zip(baseline[0], student[0], strict=True))
+    assert baseline[1] == [("ce", 1.0)]
+    assert student[1] == [("ce", 0.1), ("kd", 0.9)]
+    assert len(baseline) == len(student) > 20
+    for one, other in zip(baseline[2:], student[2:], strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_the_curves_have_the_baselines_at_the_same_epoch(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    import csv
+
+    def column(directory: Path, name: str) -> list[str]:
+        return [row[name] for row in csv.DictReader((directory / "classes.csv").open())]
+
+    own = column(run.directory, "baseline")
+    assert own == column(Path(run.report.directories["baseline"]), "student")
+    weights = column(run.directory, "teacher_weight")
+    last = dict(zip(column(run.directory, "class")[-10:], weights[-10:], strict=True))
+    assert sorted(name for name, weight in last.items() if weight == "0.0") == sorted(
+        run.report.untaught
+    )
+
+
+def test_load_student_and_evaluate(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path / "runs")
+    student = kdzoo.load_student(run.directory)
+    assert student(torch.rand(3, 1, 1, 11)).shape == (3, 10)
+    said = kdzoo_command("evaluate", str(run.directory), "--json")
+    assert json.loads(said.stdout) == run.report.student.model_dump()
+    assert "all" in kdzoo_command("evaluate", str(run.directory)).stdout
+
+
+def test_a_teacher_out_of_a_checkpoint(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kdzoo")
+    tiny["teacher"]["train"]["epochs"] = 30
+    tiny["data"]["per_class"] = 50
+    one = kdzoo.run(tiny, runs=tmp_path)
+    weights = Path(one.report.directories["teacher"]) / "student.safetensors"
+    loaded = {**tiny, "teacher": {"use": "mlp", "widths": [16], "checkpoint": str(weights)}}
+    other = kdzoo.run(loaded, runs=tmp_path)
+    assert other.report.teacher == one.report.teacher
+    assert other.report.student == one.report.student
+    assert "teacher: loaded; " in caplog.text
+    loaded["teacher"]["widths"] = [17]
+    with pytest.raises(kdzoo.CheckpointError, match="not of the architecture or class count"):
+        kdzoo.run(loaded, runs=tmp_path)
+    odd = {**loaded, "data": "sample-odd", "teacher": {**loaded["teacher"], "widths": [16]}}
+    with pytest.raises(kdzoo.SpecError, match="the teacher knows 10 classes"):
+        kdzoo.run(odd, runs=tmp_path)
+
+
+def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    from kdzoo_plugins.models.mlp import MLP
+
+    source = MLP(MLP.Params(widths=(16,)))
+    torch.manual_seed(0)
+    state = source.build((1, 1, 11), 10).state_dict()
+    state["head.weight"].zero_()  # one answer for all images
+    torch.save(state, tmp_path / "untrained.pth")
+    teacher = {"use": "mlp", "widths": [16], "checkpoint": str(tmp_path / "untrained.pth")}
+    with pytest.raises(kdzoo.CheckpointError, match=r"chance is 10.00 %: check"):
+        kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
+
+
+def test_a_teacher_out_of_another_spec(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    assistant = {**tiny, "name": "assistant", "student": {"use": "mlp", "widths": [12]}}
+    write(tmp_path, assistant, "assistant.yaml")
+    chain = write(tmp_path, {**tiny, "teacher": {"run": "assistant.yaml"}}, "chain.yaml")
+    run = kdzoo.run(chain, runs=tmp_path / "runs")
+    assert Path(run.report.directories["teacher"]).name.startswith("assistant-")
+    assert run.report.teacher == kdzoo.run(assistant, runs=tmp_path / "runs").report.student
+    early = write(tmp_path, {**tiny, "teacher": {"run": "assistant.yaml", "epoch": 2}}, "e.yaml")
+    teacher = Path(kdzoo.run(early, runs=tmp_path / "runs").report.directories["teacher"])
+    assert kdzoo.Report.read(teacher / "report.json").epochs == 2
+    whole = (Path(run.report.directories["teacher"]) / "metrics.jsonl").read_bytes()
+    assert whole.startswith((teacher / "metrics.jsonl").read_bytes())
+
+
+def test_stages(tmp_path: Path, rich: dict[str, Any]) -> None:
+    """A hint stage, then distillation: the loss's own parameters persist, the head was frozen."""
+    train = rich.pop("train")
+    hint = {"use": "sample-feature", "noise": 0.1}
+    rich.pop("losses")
+    rich.pop("policy")
+    rich["stages"] = [
+        {
+            "train": {"epochs": 2, "batch_size": 16},
+            "losses": [hint],
+            "learn": ["student.1", "losses"],
+        },
+        {"train": train, "losses": ["ce", "kd", {**hint, "weight": 0.5}], "policy": "tllm"},
+    ]
+    run = kdzoo.run(rich, runs=tmp_path / "whole")
+    assert run.report.epochs == 6
+    baseline = kdzoo.read_spec(Path(run.report.directories["baseline"]) / "spec.yaml")
+    assert [[e.id for e in stage.losses] for stage in baseline.stages] == [["ce"]]
+    with pytest.raises(kdzoo.SpecError, match="stop_epoch: 2 ends the run before its first stage"):
+        kdzoo.run({**rich, "stop_epoch": 2}, runs=tmp_path / "stop")
+    for stop in (3, 5):
+        stopped = kdzoo.run({**rich, "stop_epoch": stop}, runs=tmp_path / "stop")
+        assert stopped.report.epochs == stop
+        part = (stopped.directory / "metrics.jsonl").read_bytes()
+        assert (run.directory / "metrics.jsonl").read_bytes().startswith(part)
+    rich["stages"][0]["learn"] = ["student.9"]
+    with pytest.raises(kdzoo.SpecError, match=r'learn: no parameters under "student.9"'):
+        kdzoo.run(rich, runs=tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_stages_go_on_exactly(
+    tmp_path: Path, rich: dict[str, Any], epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off within a stage, at the border of two, and after it."""
+    losses, train = rich.pop("losses"), rich.pop("train")
+    policy = rich.pop("policy")
+    short = {"epochs": 2, "batch_size": 16, "optimizer": "adamw"}
+    rich["stages"] = [
+        {"train": short, "losses": losses, "policy": policy},
+        {"train": train, "losses": losses, "policy": policy},
+    ]
+    rich["baseline"] = False
+    whole = kdzoo.run(rich, runs=tmp_path / "whole")
+    original = Trainer._close_epoch
+
+    def cut(self: Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.distiller.teacher is not None and self.epoch == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_close_epoch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            kdzoo.run(rich, runs=tmp_path / "cut")
+    assert files(kdzoo.run(rich, runs=tmp_path / "cut")) == files(whole)
+
+
+def test_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    spec = {**tiny, "baseline": False, "losses": [{"use": "sample-explodes", "after": 2.5}, "kd"]}
+    done = kdzoo_command("run", str(write(tmp_path, spec)))
+    assert done.returncode == 1
+    assert "loss/sample-explodes became nan in step" in done.stderr
+    assert "(epoch 3); the checkpoint of epoch 2 is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    (checkpoint,) = tmp_path.glob("runs/tiny-??????????/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 2
+
+
+def test_weights_that_explode_in_the_last_step_are_not_saved(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """The loss of a step is finite before its update ruins the weights."""
+    optimizer = {"use": "sgd", "lr": 1e38}
+    train = {"epochs": 1, "batch_size": 1000, "optimizer": optimizer}
+    spec = {**tiny, "baseline": False, "train": train, "losses": [{"use": "ce", "weight": 1e38}]}
+    with pytest.raises(kdzoo.NonFiniteError, match="became"):
+        kdzoo.run(spec, runs=tmp_path)
+    assert not list(tmp_path.glob("tiny-??????????/checkpoint.pt"))
+
+
+def test_a_full_disk_is_one_message(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = kdzoo_command("run", str(write(tmp_path, tiny)), preexec_fn=limit)
+    assert done.returncode == 1
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unusable_run_directories_are_one_message(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    (tmp_path / "runs").write_text("in the way")
+    done = kdzoo_command("run", str(write(tmp_path, tiny)))
+    assert done.returncode == 1
+    assert "cannot be used as run directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    (run.directory / "report.json").unlink()
+    checkpoint = run.directory / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(kdzoo.CheckpointError, match="is damaged"):
+        kdzoo.run(tiny, runs=tmp_path)
+    assert kdzoo.run(tiny, runs=tmp_path, fresh=True).report == run.report
+    (run.directory / "report.json").write_text("{")
+    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json: is damaged"):
+        kdzoo.run(tiny, runs=tmp_path)
+
+
+def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    for change in (
+        {"policy": {"use": "fixed", "classes": ["nobody"]}},
+        {"losses": ["ce", {"use": "sample-feature", "layers": {"student": 7, "teacher": 0}}]},
+        {"data": {"use": "sample-odd", "wrong": "crash"}},
+        {"stages": None},
+    ):
+        with pytest.raises(kdzoo.KdzooError):
+            kdzoo.run({**tiny, **change}, runs=tmp_path)
+    assert not list(tmp_path.glob("*/checkpoint.pt"))
+
+
+def test_a_changed_environment_is_announced_on_resume(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = kdzoo.run({**tiny, "threads": 1}, runs=tmp_path)
+    (run.directory / "report.json").unlink()
+    kdzoo.run({**tiny, "threads": 2}, runs=tmp_path)
+    assert "threads was 1 when this run began and is 2 now" in caplog.text
+    assert torch.get_num_threads() == 1
+
+
+def test_observers_are_told_everything_in_order(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    recorder: Any = registry().find(Observer.kind, "sample-recorder")
+    recorder.calls.clear()
+    kdzoo.run({**tiny, "observers": ["sample-recorder"], "log_every": 4}, runs=tmp_path)
+    student = [call for call in recorder.calls if call[1] == "student"]
+    assert student[0] == ("start", "student", 0, None)
+    assert student[-1] == ("end", "student", None)
+    steps = [call for call in student if call[0] == "steps"]
+    seen = [n for call in steps for n in range(call[2], call[2] + len(call[3]["loss/total"]))]
+    assert seen == list(range(1, len(seen) + 1))
+    assert set(steps[0][3]) == {"loss/total", "loss/ce", "loss/kd"}
+    epochs = [call[2] for call in student if call[0] == "epoch"]
+    assert [record.epoch for record in epochs] == [1, 2, 3, 4]
+    assert epochs[-1].step == seen[-1]
+    assert epochs[-1].curves.student.shape == (4, 10)
+    roles = [call[1] for call in recorder.calls if call[0] == "start"]
+    assert roles == ["teacher", "baseline", "student"]
+
+
+def test_odd_images_and_no_validation(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    odd = {**tiny, "data": {"use": "sample-odd", "validation": 0}, "student": "small-cnn"}
+    run = kdzoo.run(odd, runs=tmp_path)
+    assert run.report.best_validation is None
+    assert list(run.report.student.classes) == ["x", "y", "z"]
+    with pytest.raises(kdzoo.PluginError, match='data "sample-odd" failed: KeyError'):
+        kdzoo.run({**odd, "data": {"use": "sample-odd", "wrong": "crash"}}, runs=tmp_path)
+
+
+class NotPlain(kdzoo.Observer):
+    """Its state could be written, and never read back."""
+
+    name = "not-plain"
+
+    def state_dict(self):
+        import numpy as np
+
+        return {"loss": np.float64(1.0)}
+
+
+class Fails(kdzoo.Observer):
+    """Fails at the end of an epoch."""
+
+    name = "fails"
+
+    def epoch(self, run, record):
+        raise ConnectionError("server down")
+
+
+@pytest.mark.parametrize(
+    ("observer", "message"),
+    [
+        (NotPlain, r"checkpoint\.observers\.not-plain\.loss is numpy\.float64; a state must hold"),
+        (Fails, 'observer "fails" failed: ConnectionError: server down'),
+    ],
+)
+def test_a_component_that_fails_is_named(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    observer: type,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(registry()._components["observer"], observer.name, observer)
+    with pytest.raises(kdzoo.KdzooError, match=message):
+        kdzoo.run({**tiny, "observers": [observer.name]}, runs=tmp_path)
+
+
+def test_what_was_written_and_is_gone_is_noticed(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    (run.directory / "report.json").unlink()
+    metrics = run.directory / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-30])
+    with pytest.raises(kdzoo.RunError, match="lines are missing that were there"):
+        kdzoo.run(tiny, runs=tmp_path)
+    metrics.unlink()
+    again = kdzoo.run(tiny, runs=tmp_path, fresh=True)
+    (again.directory / "student.safetensors").unlink()
+    kdzoo.run(tiny, runs=tmp_path)  # finished from its checkpoint
+    assert kdzoo.load_student(again.directory)
+    curves = Path(again.report.directories["baseline"]) / "classes.csv"
+    curves.write_text("".join(curves.open().readlines()[:-10]))
+    with pytest.raises(kdzoo.CheckpointError, match="epochs are missing; remove"):
+        kdzoo.run({**tiny, "seed": 0, "policy": "all"}, runs=tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    wide = kdzoo.run({**tiny, "student": {"use": "mlp", "widths": [9]}}, runs=tmp_path)
+    (run.directory / "checkpoint.pt").write_bytes((wide.directory / "checkpoint.pt").read_bytes())
+    (run.directory / "report.json").unlink()
+    with pytest.raises(kdzoo.CheckpointError, match="is not of this run; start over with --fresh"):
+        kdzoo.run(tiny, runs=tmp_path)

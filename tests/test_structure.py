@@ -1,0 +1,152 @@
+"""The house: which way imports run, what the wheel's entry points name, what loads lazily."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import kdzoo
+
+ROOT = Path(__file__).parents[1]
+# From the ground up: a module imports from its own room and from those before it.
+ROOMS = [
+    "errors",
+    "seeds",
+    "extend",
+    "spec",
+    "data",
+    "distill",
+    "training",
+    "report",
+    "pipeline",
+    "cli",
+]
+MODULES = sorted((ROOT / "kdzoo").rglob("*.py"))
+
+
+def imported(module: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide the room"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "kdzoo" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(module: Path) -> None:
+    here = module.relative_to(ROOT / "kdzoo").parts[0].removesuffix(".py")
+    names = imported(module)
+    assert not any(name.split(".")[0] == "kdzoo_plugins" for name in names)
+    if here in ("__init__", "__main__"):
+        return
+    for name in names:
+        other = room(name)
+        # `import kdzoo` inside a command of the cli is the public surface itself.
+        if other is not None:
+            assert ROOMS.index(other) <= ROOMS.index(here), f"{here} imports {name}"
+
+
+def test_every_room_is_in_the_order() -> None:
+    found = {p.relative_to(ROOT / "kdzoo").parts[0].removesuffix(".py") for p in MODULES}
+    assert found - {"__init__", "__main__"} == set(ROOMS)
+
+
+def test_bundled_plugins_reach_the_engine_by_its_public_names() -> None:
+    for module in (ROOT / "plugins").rglob("*.py"):
+        for name in imported(module):
+            assert not name.startswith("kdzoo."), f"{module.name} imports {name}"
+
+
+def test_every_bundled_file_has_its_entry_point() -> None:
+    root = ROOT / "plugins" / "kdzoo_plugins"
+    files = {
+        f"kdzoo_plugins.{path.parent.name}.{path.stem}"
+        for path in root.glob("*/*.py")
+        if path.name != "__init__.py"
+    }
+    named = {
+        entry.value
+        for entry in metadata.entry_points(group="kdzoo")
+        if entry.dist is not None and entry.dist.name == "kdzoo"
+    }
+    assert named == files
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_needs_no_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        f"sys.argv = ['kdzoo', *{arguments!r}]\n"
+        "from kdzoo.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code, error.code\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'tensorboard'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+def test_every_public_name_loads() -> None:
+    for name in kdzoo.__all__:
+        assert getattr(kdzoo, name) is not None
+    assert set(kdzoo.__all__) <= set(dir(kdzoo))
+    with pytest.raises(AttributeError, match="no attribute 'Los'"):
+        kdzoo.Los  # noqa: B018
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    """The lazily loaded names and those under TYPE_CHECKING are the same, from the same homes."""
+    tree = ast.parse((ROOT / "kdzoo" / "__init__.py").read_text())
+    (guard,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.asname: node.module
+        for node in guard.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == kdzoo._HOME_OF
+
+
+PLUGIN = '''
+from torch import Tensor
+import kdzoo
+
+class LogitMSE(kdzoo.Loss):
+    """Regress the teacher's logits."""
+    name = "logit-mse"
+    class Params(kdzoo.Params):
+        centre: bool = kdzoo.Field(True, description="Subtract each row's mean first.")
+    def forward(
+        self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch
+    ) -> Tensor:
+        s, t = student.logits, teacher.logits
+        if self.params.centre:
+            s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
+        return (s - t).square().mean(1)
+
+@kdzoo.hookimpl
+def kdzoo_losses() -> list[type[kdzoo.Loss]]:
+    return [LogitMSE]
+'''
+
+
+def test_a_plugin_passes_mypy_although_names_load_lazily(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "plugin.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "plugin.py").write_text(PLUGIN.replace("student.logits", "student.logit"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert '"Outputs" has no attribute "logit"' in done.stdout

@@ -1,0 +1,173 @@
+"""Files that are whole or not at all, and a lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kdzoo
+from kdzoo.training.checkpoint import Checkpoint, load_tensors
+from kdzoo.training.curves_file import curves_as_csv, student_curve
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.weights import NetworkRecipe, load_weights
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """A real limit on the size of files stands in for a full disk."""
+    program = (
+        "import resource, sys, pathlib\n"
+        "from kdzoo.training.directory import RunDirectory\n"
+        "directory = RunDirectory(pathlib.Path(sys.argv[1]))\n"
+        "directory.write(directory.checkpoint, b'x' * 1000)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try:\n    directory.write(directory.checkpoint, b'y' * 100_000)\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("RunError")
+    assert "checkpoint.pt: cannot be written: File too large" in done.stdout
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"x" * 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_the_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    program = (
+        "import pathlib, sys\n"
+        "from kdzoo.training.directory import RunDirectory\n"
+        "with RunDirectory(pathlib.Path(sys.argv[1])).locked(wait=False):\n    print('in')\n"
+    )
+    command = [sys.executable, "-c", program, str(directory.path)]
+    with directory.locked(wait=False):
+        inside = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "LockedError" in inside.stderr
+    assert "another process is working on this run" in inside.stderr
+    assert after.stdout == "in\n"
+
+
+def test_a_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    directory = RunDirectory(tmp_path / "runs" / "x")
+    lock = directory.locked(wait=False)
+    lock = directory.locked(wait=False)
+    with pytest.raises(kdzoo.RunError, match="cannot be used as run directory"), lock:
+        pass
+
+
+def test_a_run_is_found_by_its_hash_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "old-name-0123456789").mkdir()
+    assert RunDirectory.at(tmp_path, "new", "0123456789").path.name == "old-name-0123456789"
+    assert RunDirectory.at(tmp_path, "new", "abcdef0123").path.name == "new-abcdef0123"
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(kdzoo.CheckpointError, match="something else than tensors"):
+        load_tensors(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert Checkpoint.load(directory) is None
+    Checkpoint(1, 2, {"a": torch.zeros(3)}, {}, {}, {}).save(directory)
+    whole = directory.checkpoint.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"garbage" * 99, whole[:-1]):
+        directory.checkpoint.write_bytes(damaged)
+        with pytest.raises(kdzoo.CheckpointError, match=r"checkpoint\.pt: is damaged"):
+            Checkpoint.load(directory)
+    torch.save({"epoch": 1}, directory.checkpoint)
+    with pytest.raises(kdzoo.CheckpointError, match="is no checkpoint of this version"):
+        Checkpoint.load(directory)
+
+
+def test_curves_read_back_exactly(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = [draw.random((4, 3)) for _ in range(7)]
+    arrays[1][2, 1] = np.nan
+    file = tmp_path / "classes.csv"
+    file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), kdzoo.TeachingCurves(*arrays)))
+    assert np.array_equal(student_curve(file, 3), arrays[1], equal_nan=True)
+    file.write_text("epoch,class\n1,a\n")
+    with pytest.raises(kdzoo.CheckpointError, match="the curves cannot be read"):
+        student_curve(file, 3)
+
+
+def net(width: int = 4, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
+def test_weights_as_others_save_them(tmp_path: Path, wrap) -> None:
+    source, target = net(), net()
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth", "the teacher")
+    assert torch.equal(source[0].weight, target[0].weight)
+    parallel = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
+    torch.save(wrap(parallel), tmp_path / "w.pth")
+    load_weights(net(), tmp_path / "w.pth", "the teacher")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (net(5).state_dict(), r"has in another shape 0.weight \(5, 6\) for \(4, 6\)"),
+        (net(4, 7).state_dict(), r"has in another shape 2.weight \(7, 4\) for \(3, 4\)"),
+        (nn.Linear(6, 3).state_dict(), "it lacks 0.bias, 0.weight, 1.bias and 6 more"),
+        ({**net().state_dict(), "x": torch.zeros(1)}, "has, unknown to the model, x"),
+        ({"model": {"epoch": 3}}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+    ],
+)
+def test_weights_of_something_else_are_refused(tmp_path: Path, state, message: str) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    model = net()
+    before = model[0].weight.clone()
+    with pytest.raises(kdzoo.CheckpointError, match=message):
+        load_weights(model, tmp_path / "w.pth", "the teacher")
+    assert torch.equal(before, model[0].weight)
+
+
+def test_a_recipe_travels_with_the_weights(tmp_path: Path) -> None:
+    recipe = NetworkRecipe("mlp", {"widths": [5]}, (1, 2, 3), ("a", "b"), (0.3,), (0.2,))
+    network, _ = recipe.build(seed=3)
+    directory = RunDirectory(tmp_path)
+    recipe.save(network, directory)
+    loaded = kdzoo.load_student(tmp_path)
+    images = torch.rand(4, 1, 2, 3)
+    assert torch.equal(loaded(images), network.eval()(images))
+    assert not loaded.training
+    directory.student.write_bytes(directory.student.read_bytes()[:-4])
+    with pytest.raises(kdzoo.CheckpointError, match=r"student\.safetensors: cannot be read"):
+        kdzoo.load_student(tmp_path)
+    with pytest.raises(kdzoo.CheckpointError, match="holds no trained student"):
+        kdzoo.load_student(tmp_path / "nowhere")
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    recipe = NetworkRecipe("mlp", {}, (1, 1, 3), ("a", "b", "c"), (0.0,), (1.0,))
+    network = kdzoo.Network(Tied(), (0.0,), (1.0,))
+    recipe.save(network, RunDirectory(tmp_path))
+    other = Tied()
+    load_weights(other, tmp_path / "student.safetensors", "the student")
+    assert torch.equal(other.b.weight, network.model.a.weight)
