@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import LayerPair as LayerPair
     from kdzoo.extend.contracts import Layers as Layers
     from kdzoo.extend.contracts import Outputs as Outputs
+    from kdzoo.extend.contracts import PolicySetting as PolicySetting
     from kdzoo.extend.contracts import RunInfo as RunInfo
     from kdzoo.extend.contracts import Shapes as Shapes
     from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
@@ -83,6 +84,7 @@ _HOMES = {
         "LayerPair",
         "Layers",
         "Outputs",
+        "PolicySetting",
         "RunInfo",
         "Shapes",
         "TeachingCurves",

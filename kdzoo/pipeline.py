@@ -19,7 +19,7 @@ import torch
 from kdzoo.data.images import Images, prepare
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
-from kdzoo.distill.terms import Term, make_loss
+from kdzoo.distill.terms import Term, make_loss, set_up_policy
 from kdzoo.errors import CheckpointError, RunError, SpecError
 from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, Observer
 from kdzoo.extend.calling import calling
@@ -216,14 +216,7 @@ class _Plan:
                 self._check_teacher(self.teacher)
         self.baseline_spec = _baseline_spec(spec) if spec.baseline else None
         losses = _losses(spec)
-        self.stages = [
-            PreparedStage(
-                stage,
-                [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses],
-                self._policy(stage),
-            )
-            for stage in spec.stages
-        ]
+        self.stages = [self._stage(stage, losses) for stage in spec.stages]
         self.observers: list[Observer] = [
             registry().make(Observer.kind, entry.use, entry.params) for entry in spec.observers
         ]
@@ -357,16 +350,12 @@ class _Plan:
                 "of the classes, and the input normalization it was trained with"
             )
 
-    def _policy(self, stage: Stage) -> ClassPolicy:
+    def _stage(self, stage: Stage, losses: Mapping[str, Loss]) -> PreparedStage:
+        terms = [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses]
         entry = stage.policy
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
-        with calling(f'policy "{entry.use}"'):
-            policy.setup(
-                self.images.classes,
-                has_teacher=self.spec.teacher is not None,
-                has_baseline=self.spec.baseline,
-            )
-        return policy
+        set_up_policy(policy, self.images.classes, terms, has_baseline=self.spec.baseline)
+        return PreparedStage(stage, terms, policy)
 
     def _baseline_curve(self, baseline: Run) -> Floats:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdzoo.distill.curves import CurveRecorder
 from kdzoo.distill.network import Network
 from kdzoo.distill.taps import Tapped
-from kdzoo.distill.terms import Term
+from kdzoo.distill.terms import Term, set_up_policy
 from kdzoo.errors import PluginError, SpecError
 from kdzoo.extend.bases import ClassPolicy
 from kdzoo.extend.calling import calling
@@ -112,9 +112,7 @@ class Distiller(nn.Module):
         self.register_buffer("teacher_weights", ones)
         self.register_buffer("label_weights", ones.clone())
         if policy is not None:
-            policy.setup(
-                self.classes, has_teacher=teacher is not None, has_baseline=baseline is not None
-            )
+            set_up_policy(policy, self.classes, terms, has_baseline=baseline is not None)
         self.begin_stage(terms, policy)
 
     @property

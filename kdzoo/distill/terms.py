@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo.extend.bases import Adapter, Loss
-from kdzoo.extend.contracts import LayerPair
+from kdzoo.errors import SpecError
+from kdzoo.extend.bases import Adapter, ClassPolicy, Loss
+from kdzoo.extend.calling import calling
+from kdzoo.extend.contracts import LayerPair, PolicySetting
 from kdzoo.extend.registry import registry
 from kdzoo.spec.models import LossEntry
 from kdzoo.spec.read import read_losses
 
-__all__ = ["Term", "make_loss", "terms"]
+__all__ = ["Term", "make_loss", "set_up_policy", "terms"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,24 @@ class Term:
         if not self.warmup_epochs:
             return self.weight
         return self.weight * min((int(progress) + 1) / self.warmup_epochs, 1.0)
+
+
+def set_up_policy(
+    policy: ClassPolicy, classes: tuple[str, ...], terms: Iterable[Term], *, has_baseline: bool
+) -> None:
+    """Tell a policy what it will decide about.
+
+    Raises:
+        SpecError: it cannot work there; the message names the policy.
+    """
+    sums = {"teacher": 0.0, "label": 0.0}
+    for term in terms:
+        sums[term.loss.guidance] += term.weight
+    try:
+        with calling(f'policy "{policy.name}"'):
+            policy.setup(PolicySetting(classes, has_baseline, sums["teacher"], sums["label"]))
+    except SpecError as error:
+        raise SpecError(f'policy "{policy.name}": {error}') from error
 
 
 def terms(entries: Iterable[str | Mapping[str, Any]]) -> list[Term]:

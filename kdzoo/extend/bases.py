@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from kdzoo.extend.contracts import (
     LayerPair,
     Layers,
     Outputs,
+    PolicySetting,
     RunInfo,
     Shapes,
     TeachingCurves,
@@ -121,18 +122,13 @@ class ClassPolicy(Component, ABC):
 
     kind = "policy"
 
-    def setup(self, classes: Sequence[str], *, has_teacher: bool, has_baseline: bool) -> None:
+    def setup(self, setting: PolicySetting) -> None:
         """Called once, before anything is trained.
-
-        Args:
-            classes: the C class names.
-            has_teacher: whether there is a teacher to listen to.
-            has_baseline: whether the curves will have ``baseline``.
 
         Raises:
             SpecError: the policy cannot work here.
         """
-        del classes, has_teacher, has_baseline
+        del setting
 
     def initial(self, num_classes: int) -> ClassWeights:
         """The weights of the first epoch: everything, unless the policy says otherwise."""

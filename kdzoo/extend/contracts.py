@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from kdzoo.errors import SpecError
+
 __all__ = [
     "Batch",
     "ClassWeights",
@@ -23,6 +25,7 @@ __all__ = [
     "LayerPair",
     "Layers",
     "Outputs",
+    "PolicySetting",
     "RunInfo",
     "Shapes",
     "TeachingCurves",
@@ -131,6 +134,40 @@ class TeachingCurves:
     def untaught(self) -> list[int]:
         """The classes that got nothing of the teacher's terms in the last epoch."""
         return [int(c) for c in np.flatnonzero(self.teacher_weight[-1] == 0)]
+
+
+@dataclass(frozen=True)
+class PolicySetting:
+    """What a class policy is told of the training that it decides about.
+
+    Attributes:
+        classes: the C class names.
+        has_baseline: whether the curves will have ``baseline``.
+        teacher_weight: the weights of all terms that follow the teacher, added up; 0 without one.
+        label_weight: the weights of all terms that follow the labels, added up.
+    """
+
+    classes: tuple[str, ...]
+    has_baseline: bool
+    teacher_weight: float
+    label_weight: float
+
+    @property
+    def whole_label_factor(self) -> float:
+        """The factor on the label terms under which a class that the teacher leaves keeps its
+        whole weight.
+
+        Raises:
+            SpecError: there is no teacher to leave, or nothing else to learn from.
+        """
+        if not self.teacher_weight:
+            raise SpecError("decides about a teacher's terms, and there are none")
+        if not self.label_weight:
+            raise SpecError(
+                "needs a label term beside the teacher's: a class that is not taught would "
+                "learn from nothing"
+            )
+        return (self.teacher_weight + self.label_weight) / self.label_weight
 
 
 @dataclass(frozen=True)

@@ -250,11 +250,12 @@ def test_a_policy_never_changes_shapes_and_leaves_other_gradients_as_they_were()
     inputs, targets, _ = batch(10)
     gradients = []
     for dropped in ([], ["a", "c"], list(CLASSES)):
-        spec = {"classes": dropped or ["a"], "teacher_weight": 0.0 if dropped else 1.0}
-        policy = _policy("fixed", **spec)
+        left = 0.0 if dropped else 1.0
+        listed = dropped or ["a"]
+        policy = _policy("fixed", classes=listed, teacher_weight=left, label_weight=left)
         torch.manual_seed(1)
         student = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))  # without batch norm
-        made = distiller(["kd"], student=student, policy=policy)
+        made = distiller(["ce", "kd"], student=student, policy=policy)
         step = made.train()(inputs, targets)
         step.student.logits.retain_grad()
         step.total.backward()

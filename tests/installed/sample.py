@@ -109,7 +109,7 @@ class Alternating(kdzoo.ClassPolicy):
 
     name = "sample-alternating"
 
-    def setup(self, classes, *, has_teacher, has_baseline):
+    def setup(self, setting):
         self.dropped = 0
 
     def update(self, curves):

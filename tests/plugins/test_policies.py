@@ -28,9 +28,11 @@ def curves(student, baseline=None, teacher=None) -> kdzoo.TeachingCurves:
     )
 
 
-def policy(use: str, *, teacher: bool = True, baseline: bool = True, **params: object):
+def policy(use: str, *, teacher: float = 0.9, label: float = 0.1, **params: object):
+    if use == "tllm":
+        params = {"start_epoch": 5, **params}
     made = registry().make(ClassPolicy.kind, use, params)
-    made.setup(CLASSES, has_teacher=teacher, has_baseline=baseline)
+    made.setup(kdzoo.PolicySetting(CLASSES, True, teacher, label))
     return made
 
 
@@ -149,6 +151,20 @@ def test_fixed_and_all() -> None:
 
 
 @pytest.mark.parametrize(("use", "params"), [("tllm", {}), ("fixed", {"classes": ["a"]})])
-def test_a_policy_about_a_teacher_needs_one(use: str, params: dict) -> None:
-    with pytest.raises(kdzoo.SpecError, match="there is none"):
-        policy(use, teacher=False, **params)
+def test_a_policy_about_a_teacher_needs_one_and_something_else(use: str, params: dict) -> None:
+    with pytest.raises(kdzoo.SpecError, match="there are none"):
+        policy(use, teacher=0.0, **params)
+    with pytest.raises(kdzoo.SpecError, match="needs a label term"):
+        policy(use, label=0.0, **params)
+
+
+@pytest.mark.parametrize(("teacher", "label", "factor"), [(0.9, 0.1, 10), (1.0, 1.0, 2)])
+def test_an_untaught_class_keeps_its_whole_weight(
+    teacher: float, label: float, factor: float
+) -> None:
+    weights = policy("fixed", teacher=teacher, label=label, classes=["b"]).initial(10)
+    assert weights.label[1] == pytest.approx(factor)
+    for weight in (weights.teacher * teacher + weights.label * label).tolist():
+        assert weight == pytest.approx(teacher + label)
+    made = policy("tllm", teacher=teacher, label=label, patience=1, window=1, start_epoch=1)
+    assert made.update(curves(*falling({"c": 0.2}, 1))).label[2] == pytest.approx(factor)

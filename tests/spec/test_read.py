@@ -88,7 +88,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("seed: 0", "seed: !!int foo", "'foo' cannot be read"),
         ("{use: ce, weight: 0.1}", "{use: ce, id: total}", "`total` is the sum of all"),
         ("use: tllm", "use: tlm", 'policy: unknown policy "tlm"; did you mean "tllm"?'),
-        ("start_epoch: 5", "start_epoch: 5, start_epoch: 6", "stands here for the second time"),
+        ("start_epoch: 10", "start_epoch: 10, start_epoch: 6", "stands here for the second time"),
         ("width: 4}", "width: 0}", "student.width: input should be greater than or equal to 1"),
         ("name: digits-tllm", "name: a/b", "name: string should match pattern"),
         ("name: digits-tllm", "nam: x", "name: is missing"),

@@ -35,7 +35,7 @@ losses:
   - {use: kd, weight: 0.9, temperature: 4}
 
 # Stop teaching the classes that the teacher makes worse.
-policy: {use: tllm, start_epoch: 5}
+policy: {use: tllm, start_epoch: 10}
 """
 
 

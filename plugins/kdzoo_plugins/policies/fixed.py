@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,24 +25,29 @@ class Fixed(kdzoo.ClassPolicy):
         teacher_weight: float = kdzoo.Field(
             0.0, ge=0, description="What these classes get of the teacher's terms."
         )
-        label_weight: float = kdzoo.Field(1.0, ge=0, description="The factor on their label terms.")
+        label_weight: float | None = kdzoo.Field(
+            None,
+            ge=0,
+            description="The factor on their label terms. None: as much as keeps their whole "
+            "weight, (teacher's + label terms' weight) / label terms' weight.",
+        )
 
-    def setup(self, classes: Sequence[str], *, has_teacher: bool, has_baseline: bool) -> None:
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
         """See :meth:`kdzoo.ClassPolicy.setup`."""
-        if not has_teacher:
-            raise kdzoo.SpecError('policy "fixed" decides about a teacher, and there is none')
+        classes, whole = setting.classes, setting.whole_label_factor
+        self._label_weight = whole if self.params.label_weight is None else self.params.label_weight
         for name in self.params.classes:
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, n=1)
                 hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(classes)}"
-                raise kdzoo.SpecError(f'policy "fixed": there is no class "{name}"; {hint}')
+                raise kdzoo.SpecError(f'there is no class "{name}"; {hint}')
         self._listed = np.array([name in self.params.classes for name in classes])
 
     def initial(self, num_classes: int) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""
         return kdzoo.ClassWeights(
             teacher=np.where(self._listed, self.params.teacher_weight, 1.0),
-            label=np.where(self._listed, self.params.label_weight, 1.0),
+            label=np.where(self._listed, self._label_weight, 1.0),
         )
 
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:

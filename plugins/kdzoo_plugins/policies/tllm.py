@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class TLLM(kdzoo.ClassPolicy):
         """What can be set."""
 
         start_epoch: int = kdzoo.Field(
-            5, ge=1, description="The first check comes after this epoch."
+            10, ge=1, description="The first check comes after this epoch."
         )
         margin: float = kdzoo.Field(
             0.05, ge=0, lt=1, description="How far below zero the class's gap must be (0 to 1)."
@@ -75,12 +75,17 @@ class TLLM(kdzoo.ClassPolicy):
         teacher_weight: float = kdzoo.Field(
             0.0, ge=0, description="What these classes get of the teacher's terms."
         )
-        label_weight: float = kdzoo.Field(1.0, ge=0, description="The factor on their label terms.")
+        label_weight: float | None = kdzoo.Field(
+            None,
+            ge=0,
+            description="The factor on their label terms. None: as much as keeps their whole "
+            "weight, (teacher's + label terms' weight) / label terms' weight.",
+        )
 
-    def setup(self, classes: Sequence[str], *, has_teacher: bool, has_baseline: bool) -> None:
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
         """See :meth:`kdzoo.ClassPolicy.setup`."""
-        if not has_teacher:
-            raise kdzoo.SpecError('policy "tllm" decides about a teacher, and there is none')
+        classes, whole = setting.classes, setting.whole_label_factor
+        self._label_weight = whole if self.params.label_weight is None else self.params.label_weight
         self._strikes: npt.NDArray[np.int64] = np.zeros(len(classes), dtype=np.int64)
         self._stopped: npt.NDArray[np.bool_] = np.zeros(len(classes), dtype=np.bool_)
 
@@ -90,7 +95,7 @@ class TLLM(kdzoo.ClassPolicy):
             self._check(class_gap(curves, self.params.window))
         return kdzoo.ClassWeights(
             teacher=np.where(self._stopped, self.params.teacher_weight, 1.0),
-            label=np.where(self._stopped, self.params.label_weight, 1.0),
+            label=np.where(self._stopped, self._label_weight, 1.0),
         )
 
     def _check(self, gap: Floats) -> None:
