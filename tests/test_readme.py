@@ -1,0 +1,86 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import install
+from ruamel.yaml import YAML
+from torch import nn
+
+from kdzoo.extend.bases import DataSource
+from kdzoo.extend.registry import registry
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_spec_explained_line_by_line_is_the_starter() -> None:
+    (shown,) = blocks("yaml")
+    yaml = YAML(typ="safe", pure=True)
+    assert yaml.load(shown) == yaml.load(registry().find(DataSource.kind, "digits").starter)
+
+
+def test_the_plain_loop_runs_as_shown() -> None:
+    (loop,) = (code for code in blocks("python") if "kdzoo.Distiller(" in code)
+    torch.manual_seed(0)
+    images, targets = torch.rand(32, 1, 4, 4), torch.arange(32) % 4
+
+    def network(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(16, width), nn.BatchNorm1d(width), nn.Linear(width, 4)
+        )
+
+    names: dict[str, Any] = {
+        "teacher": network(9),
+        "student": network(5),
+        "images": images,
+        "class_names": list("abcd"),
+        "loader": [(images[:16], targets[:16]), (images[16:], targets[16:])],
+    }
+    before = names["teacher"][1].weight.clone()
+    exec(loop, names)
+    assert len(names["distiller"].curves.history) == 10
+    assert torch.equal(names["teacher"][1].weight, before)
+
+
+def test_the_twenty_lines_of_a_loss_work_as_shown(
+    tmp_path: Path, kdzoo_command: Callable[..., Any]
+) -> None:
+    (code,) = (code for code in blocks("python") if "LogitMSE" in code)
+    (tmp_path / "logit_mse.py").write_text(code)
+    install(tmp_path / "site", tmp_path / "logit_mse.py")
+    (entry,) = re.findall(r"Then a spec can say `losses: (\[.*\])`", README)
+    kdzoo_command("init", "digits")
+    short = ("--set", "train.epochs=1", "--set", "teacher.train.epochs=1")
+    done = kdzoo_command(
+        "run",
+        "digits.yaml",
+        *short,
+        "--set",
+        f"losses={entry}",
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert done.returncode == 0, done.stderr
+    (metrics,) = tmp_path.glob("runs/digits-tllm-??????????/metrics.jsonl")
+    assert '"loss/logit-mse"' in metrics.read_text()
+
+
+def test_the_message_shown_is_the_message_given(
+    tmp_path: Path, kdzoo_command: Callable[..., Any]
+) -> None:
+    kdzoo_command("init", "digits")
+    said = kdzoo_command("validate", "digits.yaml", "--set", "losses.kd.temprature=2").stderr
+    assert said.strip() in README
+
+
+def test_every_command_is_named() -> None:
+    for command in ("run", "validate", "schema", "init", "plugins", "evaluate"):
+        assert f"`kdzoo {command}" in README
