@@ -75,7 +75,7 @@ def test_every_bundled_file_has_its_entry_point() -> None:
     files = {
         f"kdzoo_plugins.{path.parent.name}.{path.stem}"
         for path in root.glob("*/*.py")
-        if path.name != "__init__.py"
+        if not path.name.startswith("_")
     }
     named = {
         entry.value

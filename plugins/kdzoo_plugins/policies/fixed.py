@@ -7,6 +7,7 @@ import difflib
 import numpy as np
 
 import kdzoo
+from kdzoo_plugins.policies._untaught import UntaughtParams, weights_without
 
 __all__ = ["Fixed"]
 
@@ -16,43 +17,31 @@ class Fixed(kdzoo.ClassPolicy):
 
     name = "fixed"
 
-    class Params(kdzoo.Params):
+    class Params(UntaughtParams):
         """What can be set."""
 
         classes: tuple[str, ...] = kdzoo.Field(
             min_length=1, description="The names of the classes that are not taught."
         )
-        teacher_weight: float = kdzoo.Field(
-            0.0, ge=0, description="What these classes get of the teacher's terms."
-        )
-        label_weight: float | None = kdzoo.Field(
-            None,
-            ge=0,
-            description="The factor on their label terms. None: as much as keeps their whole "
-            "weight, (teacher's + label terms' weight) / label terms' weight.",
-        )
 
     def setup(self, setting: kdzoo.PolicySetting) -> None:
         """See :meth:`kdzoo.ClassPolicy.setup`."""
-        classes, whole = setting.classes, setting.whole_label_factor
-        self._label_weight = whole if self.params.label_weight is None else self.params.label_weight
         for name in self.params.classes:
-            if name not in classes:
-                near = difflib.get_close_matches(name, classes, n=1)
-                hint = f'did you mean "{near[0]}"?' if near else f"known are {', '.join(classes)}"
+            if name not in setting.classes:
+                near = difflib.get_close_matches(name, setting.classes, n=1)
+                known = ", ".join(setting.classes)
+                hint = f'did you mean "{near[0]}"?' if near else f"known are {known}"
                 raise kdzoo.SpecError(f'there is no class "{name}"; {hint}')
-        self._listed = np.array([name in self.params.classes for name in classes])
+        listed = np.array([name in self.params.classes for name in setting.classes])
+        self._weights = weights_without(listed, self.params, setting.whole_label_factor)
 
     def initial(self, num_classes: int) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""
-        return kdzoo.ClassWeights(
-            teacher=np.where(self._listed, self.params.teacher_weight, 1.0),
-            label=np.where(self._listed, self._label_weight, 1.0),
-        )
+        return self._weights
 
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
-        return self.initial(curves.student.shape[1])
+        return self._weights
 
 
 @kdzoo.hookimpl

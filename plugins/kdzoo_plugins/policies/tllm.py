@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kdzoo
+from kdzoo_plugins.policies._untaught import UntaughtParams, weights_without
 
 __all__ = ["TLLM", "class_gap"]
 
@@ -54,7 +55,7 @@ class TLLM(kdzoo.ClassPolicy):
 
     name = "tllm"
 
-    class Params(kdzoo.Params):
+    class Params(UntaughtParams):
         """What can be set."""
 
         start_epoch: int = kdzoo.Field(
@@ -72,31 +73,18 @@ class TLLM(kdzoo.ClassPolicy):
         max_fraction: float = kdzoo.Field(
             0.2, ge=0, le=1, description="At most this share of the classes is not taught."
         )
-        teacher_weight: float = kdzoo.Field(
-            0.0, ge=0, description="What these classes get of the teacher's terms."
-        )
-        label_weight: float | None = kdzoo.Field(
-            None,
-            ge=0,
-            description="The factor on their label terms. None: as much as keeps their whole "
-            "weight, (teacher's + label terms' weight) / label terms' weight.",
-        )
 
     def setup(self, setting: kdzoo.PolicySetting) -> None:
         """See :meth:`kdzoo.ClassPolicy.setup`."""
-        classes, whole = setting.classes, setting.whole_label_factor
-        self._label_weight = whole if self.params.label_weight is None else self.params.label_weight
-        self._strikes: npt.NDArray[np.int64] = np.zeros(len(classes), dtype=np.int64)
-        self._stopped: npt.NDArray[np.bool_] = np.zeros(len(classes), dtype=np.bool_)
+        self._whole = setting.whole_label_factor
+        self._strikes: npt.NDArray[np.int64] = np.zeros(len(setting.classes), dtype=np.int64)
+        self._stopped: npt.NDArray[np.bool_] = np.zeros(len(setting.classes), dtype=np.bool_)
 
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
         if len(curves.student) >= self.params.start_epoch:
             self._check(class_gap(curves, self.params.window))
-        return kdzoo.ClassWeights(
-            teacher=np.where(self._stopped, self.params.teacher_weight, 1.0),
-            label=np.where(self._stopped, self._label_weight, 1.0),
-        )
+        return weights_without(self._stopped, self.params, self._whole)
 
     def _check(self, gap: Floats) -> None:
         self._strikes = np.where(gap < -self.params.margin, self._strikes + 1, 0)
