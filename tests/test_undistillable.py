@@ -72,6 +72,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return values.mean() - half, values.mean() + half
 
 
+def _show(what: str, values: np.ndarray) -> None:
+    """A row of means over seeds, for ``pytest -s``: the README quotes them."""
+    means = "".join(
+        f"{name:>3}{mean:6.1f}" for name, mean in zip(planted.CLASSES, values.mean(0), strict=True)
+    )
+    print(f"\n{what:<28}{means}   all{values.mean():6.1f}", end="")
+
+
 def test_the_teacher_is_right_on_the_planted_classes(
     reports: Reports,
 ) -> None:
@@ -100,6 +108,10 @@ def test_they_get_better_and_the_others_and_the_whole_do_not_get_worse(
     baseline = accuracies([report.baseline for report in reports["tllm"]])
     student = {name: accuracies([r.student for r in reports[name]]) for name in reports}
     gain = student["tllm"] - student["all"]
+    _show("accuracy of the baseline", baseline)
+    _show("all: against the baseline", student["all"] - baseline)
+    _show("tllm: against the baseline", student["tllm"] - baseline)
+    _show("tllm: against all", gain)
     for victim in VICTIMS:
         assert interval(gain[:, victim])[0] > 2
         assert interval((student["tllm"] - baseline)[:, victim])[1] > 0  # no longer harmed
