@@ -35,13 +35,12 @@ Settings = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _options(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where in the code an error came from.")
     ] = False,
 ) -> None:
-    context.obj = {"debug": debug}
+    del debug  # main() looks for it: it must hold for errors in this function too
     if version:
         from importlib import metadata
 
@@ -71,14 +70,14 @@ def run(
         message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
         print(f"\n{message}", file=sys.stderr)
         raise typer.Exit(130) from None
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print()
     console.print(summary_table(done.report))
     console.print()
     for line in summary_lines(done.report):
-        console.print(line, markup=False)
-    console.print(f"\nRun directory:  {done.directory}", markup=False)
-    console.print(f"TensorBoard:    tensorboard --logdir {runs}", markup=False)
+        console.print(line)
+    console.print(f"\nRun directory:  {done.directory}")
+    console.print(f"TensorBoard:    tensorboard --logdir {runs}")
 
 
 @app.command()

@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +25,19 @@ from kdzoo.extend.contracts import Floats, ImageData, Layers, RunInfo, TeachingC
 from kdzoo.extend.registry import registry
 from kdzoo.report.summary import BestValidation, Report, Score
 from kdzoo.seeds import stream
+from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
+from kdzoo.spec.document import Document
 from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage
-from kdzoo.spec.read import dump_spec, read_losses, read_spec
+from kdzoo.spec.read import dump_spec, read_spec
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.curves_file import student_curve
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import evaluate
-from kdzoo.training.loop import PreparedStage, Trainer, learning_parameters
+from kdzoo.training.loop import PreparedStage, Trainer, try_step
 from kdzoo.training.weights import NetworkRecipe, load_weights
+
+_EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
 
 __all__ = ["Run", "evaluate_run", "load_student", "run"]
 
@@ -119,7 +122,11 @@ def evaluate_run(directory: str | Path) -> Score:
         KdzooError: there is no finished run, or its data is gone.
     """
     student = load_student(directory)
-    spec = read_spec(RunDirectory(Path(directory)).spec)
+    # Of the spec only the data and the student are needed: whatever else it names may be gone.
+    document = Document.read(RunDirectory(Path(directory)).spec)
+    kept = {key: document.data[key] for key in _EVALUATED if key in document.data}
+    kept["student"] = {k: v for k, v in kept["student"].items() if k != "checkpoint"}
+    spec = read_spec({**kept, "train": {"epochs": 1}})
     session = _Session(Path(directory).parent, spec)
     images = session.images(spec)
     evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
@@ -138,16 +145,22 @@ class _Session:
     def do(self, spec: Spec, role: Role, *, fresh: bool = False) -> Run:
         """One run, from wherever it was left to its report."""
         directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
+        if not fresh and directory.finished:
+            return self._found(directory, role)
+        # All parts are put together before anything is trained, so that whatever does not fit is
+        # found at once and not after the teacher.
+        plan = _Plan(self, spec, role)
         with directory.locked(wait=role != "student"), _disk_errors(directory):
             if fresh:
                 directory.clear()
-            if directory.report.exists() and directory.student.exists():
-                log.info("%s: finished before, in %s", role, directory.path)
-                return Run(directory.path, Report.read(directory.report))
-            # All parts are put together before anything is trained, so that whatever does not
-            # fit is found at once and not after the teacher.
-            plan = _Plan(self, spec, role)
+            elif directory.finished:  # by the process that had the lock
+                return self._found(directory, role)
             return Run(directory.path, plan.train(directory, plan.train_others()))
+
+    def _found(self, directory: RunDirectory, role: Role) -> Run:
+        log.info("%s: finished before, in %s", role, directory.path)
+        keep_environment(directory, self.device)
+        return Run(directory.path, Report.read(directory.report))
 
     def images(self, spec: Spec) -> Images:
         """The images of a spec, on the device."""
@@ -188,7 +201,7 @@ class _Session:
         }
         decides["student"]["checkpoint"] = _file_hash(spec.student.checkpoint)
         decides["teacher"] = None
-        if (trained := _teacher_spec(spec)) is not None:
+        if (trained := teacher_spec(spec)) is not None:
             decides["teacher"] = self.identity(trained)
         elif (loaded := spec.teacher) is not None:
             decides["teacher"] = [loaded.use, loaded.params, _file_hash(loaded.checkpoint)]
@@ -206,6 +219,11 @@ class _Plan:
         self.images = session.images(spec)
         self.recipe = _recipe(spec.student, self.images)
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
+        self.others: dict[Role, Spec] = {}  # the runs that this one builds on
+        if (trained := teacher_spec(spec)) is not None:
+            self.others["teacher"] = trained
+        if spec.baseline:
+            self.others["baseline"] = baseline_spec(spec)
         # The weights of a teacher that comes out of a run are filled in when that run is done.
         self.teacher: Network | None = None
         teacher_layers = Layers()
@@ -214,7 +232,6 @@ class _Plan:
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
             if spec.teacher.checkpoint is not None:
                 self._check_teacher(self.teacher)
-        self.baseline_spec = _baseline_spec(spec) if spec.baseline else None
         losses = _losses(spec)
         self.stages = [self._stage(stage, losses) for stage in spec.stages]
         self.observers: list[Observer] = [
@@ -232,19 +249,15 @@ class _Plan:
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )
-        for stage in spec.stages:
-            learning_parameters(self.distiller, stage)
+        try_step(self.distiller, self.stages, next(self.images.train.plain(2)))
+        for name, other in self.others.items():
+            _Plan(session, other, name)
 
-    def train_others(self) -> dict[str, Run]:
+    def train_others(self) -> dict[Role, Run]:
         """The runs that this one builds on: the teacher's and the baseline's."""
-        runs: dict[str, Run] = {}
-        if (teacher := _teacher_spec(self.spec)) is not None:
-            runs["teacher"] = self.session.do(teacher, "teacher")
-        if self.baseline_spec is not None:
-            runs["baseline"] = self.session.do(self.baseline_spec, "baseline")
-        return runs
+        return {role: self.session.do(other, role) for role, other in self.others.items()}
 
-    def train(self, directory: RunDirectory, runs: Mapping[str, Run]) -> Report:
+    def train(self, directory: RunDirectory, runs: Mapping[Role, Run]) -> Report:
         """Train the student, and write down what came out."""
         if self.teacher is not None and "teacher" in runs:
             weights = RunDirectory(runs["teacher"].directory).student
@@ -254,7 +267,7 @@ class _Plan:
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
-        _write_environment(directory, self.session.device, resumed=start is not None)
+        keep_environment(directory, self.session.device)
         text = dump_spec(self.spec)
         directory.write(directory.spec, text.encode())
         info = RunInfo(
@@ -280,7 +293,7 @@ class _Plan:
         directory.write(directory.report, report.model_dump_json(indent=2).encode())
         return report
 
-    def _report(self, trainer: Trainer, curves: TeachingCurves, runs: Mapping[str, Run]) -> Report:
+    def _report(self, trainer: Trainer, curves: TeachingCurves, runs: Mapping[Role, Run]) -> Report:
         """The test images are read here and nowhere else, after everything is decided."""
         student = self._test(self.student)
         teacher = None
@@ -324,8 +337,7 @@ class _Plan:
             if saved is not None:  # a student of ours brings its own normalization and classes
                 recipe.mean, recipe.std, recipe.classes = saved.mean, saved.std, saved.classes
         else:
-            other = _teacher_spec(self.spec)
-            assert other is not None
+            other = self.others["teacher"]
             recipe = _recipe(other.student, self.session.images(other))
         if recipe.classes != self.images.classes:
             raise SpecError(
@@ -367,7 +379,7 @@ class _Plan:
                 f"{file}: epochs are missing; remove {file.parent} to train it again"
             )
         own = iter(curve)
-        shared = _baseline_stages(self.spec)
+        shared = baseline_stages(self.spec)
         unknown = np.full(classes, np.nan)
         return np.stack(
             [
@@ -402,71 +414,6 @@ def _losses(spec: Spec) -> dict[str, Loss]:
     return {name: make_loss(entry) for name, entry in entries.items()}
 
 
-def _teacher_spec(spec: Spec) -> Spec | None:
-    """The run that trains the teacher, if one does: an ordinary run whose student it is."""
-    teacher = spec.teacher
-    if teacher is None or teacher.checkpoint is not None:
-        return None
-    if teacher.run is not None:
-        other = read_spec(teacher.run)
-        return other.model_copy(update={"stop_epoch": teacher.epoch}) if teacher.epoch else other
-    assert teacher.train is not None
-    return spec.model_copy(
-        update={
-            "name": f"{spec.name}-teacher",
-            "seed": stream(spec.seed, "teacher") if teacher.seed is None else teacher.seed,
-            "teacher": None,
-            "student": ModelEntry(use=teacher.use, **teacher.params),
-            "baseline": False,
-            "stages": (Stage(train=teacher.train, losses=teacher.losses),),
-            "stop_epoch": None,
-        }
-    )
-
-
-def _baseline_spec(spec: Spec) -> Spec:
-    """The run that trains the same student without the teacher: same seed, split and views."""
-    stages = _baseline_stages(spec)
-    epochs = sum(spec.stage_epochs[number] for number in stages)
-    if not epochs:
-        raise SpecError(
-            f"stop_epoch: {spec.stop_epoch} ends the run before its first stage with a label "
-            "term, so there is no baseline to compare with; set `baseline: false`"
-        )
-    return spec.model_copy(
-        update={
-            "name": f"{spec.name}-baseline",
-            "teacher": None,
-            "baseline": False,
-            "stages": tuple(
-                spec.stages[number].model_copy(
-                    update={"losses": losses, "policy": Stage.model_fields["policy"].default}
-                )
-                for number, losses in stages.items()
-            ),
-            "stop_epoch": None if spec.stop_epoch is None else epochs,
-        }
-    )
-
-
-def _baseline_stages(spec: Spec) -> dict[int, tuple[LossEntry, ...]]:
-    """The stages that a baseline has, by number, and their losses: the label terms, in full.
-
-    A spec without any label term has a baseline that learns from labels in its last stage.
-    """
-    stages: dict[int, tuple[LossEntry, ...]] = {}
-    for number, stage in enumerate(spec.stages):
-        losses = tuple(
-            entry.model_copy(update={"weight": 1.0, "warmup_epochs": 0})
-            for entry in stage.losses
-            if registry().find(Loss.kind, entry.use).guidance == "label"
-        )
-        if losses:
-            stages[number] = losses
-    default = [entry.use for entry in Stage.model_fields["losses"].default]
-    return stages or {len(spec.stages) - 1: read_losses(default)}
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -485,38 +432,6 @@ def _file_hash(path: str | None) -> str | None:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_environment(directory: RunDirectory, device: torch.device, *, resumed: bool) -> None:
-    """Keep what exactness depends on, and say so if it is not what the run began with."""
-    now = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            name: metadata.version(name)
-            for name in ("torch", "numpy", *sorted({r.distribution for r in registry().records}))
-            if name != "unknown"
-        },
-    }
-    if resumed and directory.environment.exists():
-        try:
-            before = json.loads(directory.environment.read_bytes())
-        except ValueError:
-            before = {}
-        before = before if isinstance(before, dict) else {}
-        for key, value in now.items():
-            if before.get(key) != value:
-                log.warning(
-                    "%s was %s when this run began and is %s now: the result may differ in the "
-                    "last digits from a run that was never cut off",
-                    key,
-                    before.get(key),
-                    value,
-                )
-    directory.write(directory.environment, json.dumps(now, indent=2).encode())
-
-
 @contextlib.contextmanager
 def _disk_errors(directory: RunDirectory) -> Iterator[None]:
     """Says of an error of the disk what it means for the run."""
@@ -524,4 +439,5 @@ def _disk_errors(directory: RunDirectory) -> Iterator[None]:
         yield
     except OSError as error:
         kept = "the last checkpoint is kept" if directory.checkpoint.exists() else "nothing is lost"
-        raise RunError(f"{error.filename or directory.path}: {error.strerror}; {kept}") from error
+        reason = error.strerror or error
+        raise RunError(f"{error.filename or directory.path}: {reason}; {kept}") from error

@@ -577,3 +577,81 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, tiny: dict[str, 
     (run.directory / "report.json").unlink()
     with pytest.raises(kdzoo.CheckpointError, match="is not of this run; start over with --fresh"):
         kdzoo.run(tiny, runs=tmp_path)
+
+
+class Mean(kdzoo.Loss):
+    """The most natural mistake."""
+
+    name = "mean"
+    guidance = "label"
+
+    def forward(self, student, teacher, batch):
+        return torch.nn.functional.cross_entropy(student.logits, batch.targets)
+
+
+class EndsBadly(kdzoo.Observer):
+    """Its end fails whatever happened before."""
+
+    name = "ends-badly"
+
+    def end(self, run, error):
+        raise ValueError("end failed")
+
+
+def test_a_mistake_in_a_loss_does_not_wait_for_the_teacher(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry()._components["loss"], "mean", Mean)
+    with pytest.raises(kdzoo.PluginError, match=r'loss "mean" answered \(\); it must be one value'):
+        kdzoo.run({**tiny, "losses": ["ce", "kd", "mean"]}, runs=tmp_path)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_the_end_of_an_observer_hides_no_other_error(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry()._components["observer"], "ends-badly", EndsBadly)
+    bad = {**tiny, "observers": ["ends-badly"], "teacher": None, "baseline": False}
+    losses = [{"use": "sample-explodes", "after": 1.0}]
+    with pytest.raises(kdzoo.NonFiniteError, match="became nan"):
+        kdzoo.run({**bad, "losses": losses, "policy": "all"}, runs=tmp_path)
+    with pytest.raises(kdzoo.PluginError, match='observer "ends-badly" failed: ValueError'):
+        kdzoo.run({**bad, "losses": ["ce"], "policy": "all"}, runs=tmp_path)
+
+
+def test_a_baseline_learns_without_the_parts_it_does_not_have(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["losses"].append("sample-feature")
+    learn = ["student", "losses.sample-feature"]
+    run = kdzoo.run({**tiny, "student": "sample-dropout", "learn": learn}, runs=tmp_path)
+    baseline = kdzoo.read_spec(Path(run.report.directories["baseline"]) / "spec.yaml")
+    assert baseline.stages[0].learn == ("student",)
+
+
+def test_evaluation_needs_no_more_than_the_student_and_the_data(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    from kdzoo.pipeline import evaluate_run
+
+    other = write(tmp_path, {**tiny, "name": "other"}, "other.yaml")
+    run = kdzoo.run({**tiny, "teacher": {"run": str(other)}}, runs=tmp_path / "runs")
+    other.unlink()
+    assert evaluate_run(run.directory) == run.report.student
+
+
+def test_class_names_are_not_markup(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    from rich.console import Console
+
+    from kdzoo.report.summary import Report, Score, summary_lines, summary_table
+
+    score = Score(accuracy=0.5, classes={"[/b]": 0.25, "[red]x": 0.75})
+    report = Report(
+        name="x", epochs=1, parameters=1, student=score, teacher=score, untaught=("[/b]",)
+    )
+    console = Console(record=True, markup=False, width=100)
+    console.print(summary_table(report))
+    assert "[/b]: 25.0 %" in console.export_text()
+    assert "No longer taught: [/b]." in summary_lines(report)

@@ -202,11 +202,12 @@ def _check(source: str, data: ImageData) -> None:
         fail(f"has {count} classes; at least 2 are needed")
     if len(set(data.classes)) < count:
         fail("two classes have the same name")
-    channels = data.train_images.shape[1] if data.train_images.ndim == 4 else 0
     for name, images, targets in (
         ("train", data.train_images, data.train_targets),
         ("test", data.test_images, data.test_targets),
     ):
+        if not (isinstance(images, Tensor) and isinstance(targets, Tensor)):
+            fail(f"{name}_images and {name}_targets must be tensors, not {type(images).__name__}")
         if images.dtype != torch.uint8 or images.ndim != 4:
             fail(
                 f"{name}_images is {images.dtype} of shape {tuple(images.shape)}; "
@@ -232,6 +233,7 @@ def _check(source: str, data: ImageData) -> None:
                 f'class "{data.classes[label]}" has {images_of_class} training images; 2 are needed'
             )
     for name, values in (("mean", data.mean), ("std", data.std)):
+        channels = data.train_images.shape[1]
         if len(values) != channels:
             fail(f"{name} has {len(values)} numbers for {channels} channels")
         if not all(math.isfinite(value) for value in values):

@@ -98,6 +98,9 @@ class Distiller(nn.Module):
         )
         self._teacher: Tapped | None = None
         if teacher is not None:
+            shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
+            if shared:
+                raise SpecError("teacher and student share parameters; give the student its own")
             teacher.eval()
             teacher.requires_grad_(False)
             self._teacher = Tapped(
@@ -130,6 +133,7 @@ class Distiller(nn.Module):
         """
         self.terms = tuple(terms)
         self.policy = policy
+        self._first_epoch = len(self.curves.history)
         count = len(self.classes)
         if policy is None:
             self._set_class_weights(ClassWeights(np.ones(count), np.ones(count)))
@@ -138,7 +142,11 @@ class Distiller(nn.Module):
                 self._set_class_weights(policy.initial(count))
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, indices: Tensor | None = None, progress: float = 0.0
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        indices: Tensor | None = None,
+        progress: float | None = None,
     ) -> Step:
         """One step's terms and total.
 
@@ -146,8 +154,11 @@ class Distiller(nn.Module):
             inputs: (B, channels, height, width).
             targets: (B,), int64 classes.
             indices: (B,), int64 rows of the training set; needed by losses that remember samples.
-            progress: epochs since the stage began, fractional; warm-ups follow it.
+            progress: epochs since the stage began, fractional; warm-ups follow it. By default
+                how often :meth:`end_epoch` was called since then.
         """
+        if progress is None:
+            progress = float(len(self.curves.history) - self._first_epoch)
         student = self._student(inputs)
         teacher = self._teach(inputs)
         if self.training:
@@ -198,8 +209,9 @@ class Distiller(nn.Module):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
-        if self.policy:
-            self.policy.load_state_dict(state["policy"])
+        if self.policy is not None:
+            with calling(f'policy "{self.policy.name}", going on from its state,'):
+                self.policy.load_state_dict(state["policy"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         # The teacher is no submodule, but it goes where the student goes.

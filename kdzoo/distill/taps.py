@@ -124,11 +124,11 @@ class Tapped:
         buffers = {buffer: buffer.clone() for buffer in network.buffers()}
         with torch.random.fork_rng(devices=_cuda_devices(example)):
             try:
-                with calling(f"the {self.role}, on images {tuple(example.shape)},"):
-                    for training in (True, False):
-                        network.train(training)
+                for training in (True, False):
+                    network.train(training)
+                    with calling(f"the {self.role}, on images {tuple(example.shape)},"):
                         self._find_overwritten(example)
-                    outputs = self(example)
+                outputs = self(example)
             finally:
                 for module, mode in modes.items():
                     module.training = mode

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Adapter, ClassPolicy, Loss
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import LayerPair, PolicySetting
@@ -53,11 +52,8 @@ def set_up_policy(
     sums = {"teacher": 0.0, "label": 0.0}
     for term in terms:
         sums[term.loss.guidance] += term.weight
-    try:
-        with calling(f'policy "{policy.name}"'):
-            policy.setup(PolicySetting(classes, has_baseline, sums["teacher"], sums["label"]))
-    except SpecError as error:
-        raise SpecError(f'policy "{policy.name}": {error}') from error
+    with calling(f'policy "{policy.name}"'):
+        policy.setup(PolicySetting(classes, has_baseline, sums["teacher"], sums["label"]))
 
 
 def terms(entries: Iterable[str | Mapping[str, Any]]) -> list[Term]:

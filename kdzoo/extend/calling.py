@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kdzoo.errors import KdzooError, PluginError, RunError
+from kdzoo.errors import KdzooError, PluginError, RunError, SpecError
 
 __all__ = ["calling"]
 
@@ -18,11 +18,14 @@ def calling(what: str) -> Iterator[None]:
         what: the component, for the message: ``loss "kd"``.
 
     Raises:
+        SpecError: the component refused where it was put.
         RunError: the disk or the network refused.
         PluginError: anything else; the component's own exception is the cause.
     """
     try:
         yield
+    except SpecError as error:
+        raise SpecError(f"{what}: {error}") from error
     except KdzooError:
         raise
     except OSError as error:

@@ -152,10 +152,11 @@ class PolicySetting:
     teacher_weight: float
     label_weight: float
 
-    @property
-    def whole_label_factor(self) -> float:
-        """The factor on the label terms under which a class that the teacher leaves keeps its
-        whole weight.
+    def label_factor(self, teacher_factor: float) -> float:
+        """The factor on a class's label terms under which it keeps its whole weight.
+
+        Args:
+            teacher_factor: what is left to it of the teacher's terms; 0 for nothing.
 
         Raises:
             SpecError: there is no teacher to leave, or nothing else to learn from.
@@ -167,7 +168,8 @@ class PolicySetting:
                 "needs a label term beside the teacher's: a class that is not taught would "
                 "learn from nothing"
             )
-        return (self.teacher_weight + self.label_weight) / self.label_weight
+        moved = self.teacher_weight * (1 - teacher_factor)
+        return (self.label_weight + moved) / self.label_weight
 
 
 @dataclass(frozen=True)

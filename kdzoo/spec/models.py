@@ -133,7 +133,9 @@ class TeacherEntry(ModelEntry):
     """The teacher: trained here (`train`), loaded (`checkpoint`), or from another spec (`run`)."""
 
     use: str = Field("", description="The architecture's name.")
-    train: Train | None = Field(None, description="Train the teacher, in a run of its own.")
+    train: Train | None = Field(
+        None, description="Train the teacher, in a run of its own, with a `train` of its own."
+    )
     losses: tuple[LossEntry, ...] = Field(
         (LossEntry.model_validate({"use": "ce", "id": "ce"}),),
         description="What the teacher is trained with.",

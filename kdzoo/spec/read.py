@@ -169,6 +169,9 @@ class _Reader:
         for i, use in enumerate(uses):
             if use in uses[:i]:
                 self.problem(("observers", i), f'"{use}" stands here for the second time')
+        total = sum(stage.train.epochs for stage in spec.stages)
+        if spec.stop_epoch is not None and spec.stop_epoch > total:
+            self.problem(("stop_epoch",), f"the run has {total} epochs and ends there by itself")
         if spec.teacher is None:
             self.no_teacher(spec)
         elif spec.teacher.run is not None:
@@ -346,8 +349,11 @@ def _messages(
     error: ValidationError, known_at: Callable[[KeyPath], set[str]], what: str = "key"
 ) -> Iterator[tuple[KeyPath, str]]:
     """Pydantic's findings in our words."""
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
         path: KeyPath = item["loc"]
+        if item["type"] == "too_short" and any(other["loc"][:-1] == path for other in items):
+            continue  # only because what was in it is wrong
         if item["type"] == "extra_forbidden":
             known = known_at(path[:-1])
             if path[-1] in known and path[-1] in STAGE_KEYS:

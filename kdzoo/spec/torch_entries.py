@@ -79,7 +79,7 @@ def make_schedule(
 ) -> lr_scheduler.LRScheduler:
     """The schedule of a spec's entry; a constant one for ``None``.
 
-    A ``T_max`` or ``total_iters`` that is not given is the number of epochs.
+    A ``T_max`` that is not given is the number of epochs.
 
     Raises:
         SpecError: torch has no such schedule, or it does not take these arguments.
@@ -89,8 +89,8 @@ def make_schedule(
     cls = _SCHEDULES.get(entry.use)
     if cls is None:
         raise SpecError(f'unknown schedule "{entry.use}"{did_you_mean(entry.use, _SCHEDULES)}')
-    length = {"T_max", "total_iters"} & set(inspect.signature(cls).parameters)
-    params = {**dict.fromkeys(length, epochs), **entry.params}
+    length = {"T_max": epochs} if "T_max" in inspect.signature(cls).parameters else {}
+    params = {**length, **entry.params}
     made: lr_scheduler.LRScheduler = _called("schedule", entry, cls, optimizer, params)
     return made
 

@@ -116,6 +116,7 @@ def load_tensors(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        detail = "" if "weights_only" in reason else f": {reason}"
         raise CheckpointError(
-            f"{path}: is damaged, or holds something else than tensors and plain data: {reason}"
+            f"{path}: is damaged, or holds something else than tensors and plain data{detail}"
         ) from error

@@ -28,7 +28,7 @@ class RunDirectory:
         checkpoint: everything needed to go on exactly.
         classes: the teaching curves.
         student: the trained weights.
-        report: what came out; its presence means that the run is finished.
+        report: what came out; written last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +46,11 @@ class RunDirectory:
         named = runs / f"{name}-{identity}"
         others = sorted(path for path in runs.glob(f"*-{identity}") if path.is_dir())
         return cls(named if named.is_dir() or not others else others[0])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is through."""
+        return self.report.exists() and self.student.exists()
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:
@@ -98,6 +103,7 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove everything but the lock."""
+        self.report.unlink(missing_ok=True)  # first: from here on the run is unfinished
         for path in self.path.iterdir():
             if path.name == ".lock":
                 continue

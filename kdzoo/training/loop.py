@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdzoo.data.images import Images
+from kdzoo.data.images import Images, View
 from kdzoo.distill.distiller import Distiller, Step
 from kdzoo.distill.terms import Term
-from kdzoo.errors import CheckpointError, NonFiniteError, SpecError, did_you_mean
+from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, SpecError, did_you_mean
 from kdzoo.extend.bases import ClassPolicy, Observer
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
@@ -30,7 +31,9 @@ from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import evaluate
 
-__all__ = ["PreparedStage", "Trainer", "learning_parameters"]
+log = logging.getLogger("kdzoo")
+
+__all__ = ["PreparedStage", "Trainer", "learning_parameters", "try_step"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Trainer:
                     start = None
                 first = last
         curves = self.distiller.curves.curves()
+        # Again: the run may have been killed between its last checkpoint and these curves.
         self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
         return curves
 
@@ -127,8 +131,6 @@ class Trainer:
             progress = epoch + number / steps
             step = self.distiller(view.inputs, view.targets, view.indices, progress)
             optimizer.zero_grad()
-            if not step.total.requires_grad:
-                raise SpecError(f"learn: no loss depends on {', '.join(stage.learn)}")
             step.total.backward()
             optimizer.step()
             self.step += 1
@@ -228,14 +230,15 @@ class Trainer:
         states = start.observers if start else {}
         with contextlib.ExitStack() as stack:
             for observer in self.observers:
-                stack.push(functools.partial(_end, observer, info))
                 with calling(f'observer "{observer.name}"'):
                     observer.start(info, states.get(observer.name))
+                stack.push(functools.partial(_end, observer, info))
             yield
 
 
 def learning_parameters(distiller: Distiller, stage: Stage) -> list[torch.nn.Parameter]:
-    """The parameters that learn in a stage; all others are frozen.
+    """The parameters that learn in a stage; all others are frozen (not buffers: the running
+    statistics of batch norm follow whatever passes).
 
     Raises:
         SpecError: the stage's ``learn`` names parameters that do not exist.
@@ -253,11 +256,39 @@ def learning_parameters(distiller: Distiller, stage: Stage) -> list[torch.nn.Par
     return learning
 
 
+def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: View) -> None:
+    """One forward and backward pass of each stage on a copy, so that nobody's mistake waits for the
+    teacher to be trained.
+
+    Raises:
+        SpecError: nothing that learns has a gradient.
+        PluginError: a component breaks its contract, or its gradient cannot be computed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            copied, copies = copy.deepcopy((distiller, stages))
+        except Exception:  # not every model can be copied; it will be tried when it is trained
+            return
+        for stage in copies:
+            copied.begin_stage(stage.terms, stage.policy)
+            learning_parameters(copied, stage.spec)
+            step = copied.train()(example.inputs, example.targets, example.indices, progress=0.0)
+            if not step.total.requires_grad:
+                raise SpecError(f"learn: no loss depends on {', '.join(stage.spec.learn)}")
+            with calling("the backward pass"):
+                step.total.backward()
+
+
 def _end(
     observer: Observer, info: RunInfo, kind: object, error: BaseException | None, _: object
 ) -> None:
-    with calling(f'observer "{observer.name}"'):
-        observer.end(info, error)
+    try:
+        with calling(f'observer "{observer.name}"'):
+            observer.end(info, error)
+    except KdzooError as failure:
+        if error is None:
+            raise
+        log.warning("%s", failure)  # it must not hide what ended the run
 
 
 def _reseed(seed: int, device: torch.device) -> None:

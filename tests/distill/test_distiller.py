@@ -354,6 +354,21 @@ def test_warm_up_counts_epochs_from_one() -> None:
         torch.testing.assert_close(step.total, 2.0 * factor * step.terms["kd"])
 
 
+def test_without_progress_the_epochs_that_were_closed_count() -> None:
+    made = distiller([{"use": "kd", "weight": 1.0, "warmup_epochs": 2}]).train()
+    first = made(*batch()[:2])
+    torch.testing.assert_close(first.total, 0.5 * first.terms["kd"])
+    made.end_epoch()
+    second = made(*batch()[:2])
+    torch.testing.assert_close(second.total, second.terms["kd"])
+
+
+def test_a_student_that_shares_the_teachers_parameters_is_refused() -> None:
+    network = convnet()
+    with pytest.raises(kdzoo.SpecError, match="teacher and student share parameters"):
+        distiller(teacher=network, student=network)
+
+
 def test_the_curves_are_what_was_seen() -> None:
     made = distiller().train()
     seen = []

@@ -84,6 +84,9 @@ def test_tllm_averages_over_its_window() -> None:
 def test_tllm_stops_at_its_cap_with_the_worst() -> None:
     behind = {"b": 0.1, "d": 0.3, "e": 0.2}
     assert decide(policy("tllm", max_fraction=0.2), *falling(behind)) == ["d", "e"]
+    assert decide(policy("tllm", max_fraction=0.29), *falling(behind)) == ["d", "e"]
+    assert decide(policy("tllm", max_fraction=0.3), *falling(behind)) == ["b", "d", "e"]
+    assert decide(policy("tllm", max_fraction=0.01), *falling(behind)) == ["d"]
     assert decide(policy("tllm", max_fraction=0.0), *falling(behind)) == []
 
 
@@ -141,6 +144,14 @@ def test_classes_without_samples_are_left_alone() -> None:
     assert np.isfinite(class_gap(curves(student, baseline), window=3)).all()
 
 
+def test_epochs_that_the_baseline_has_not_are_no_gap() -> None:
+    student, baseline = falling({}, 6)
+    student += np.linspace(0, 0.3, 6)[:, None] * np.linspace(0, 1, 10)  # learning, unevenly
+    baseline = student.copy()
+    baseline[:4] = np.nan
+    assert np.abs(class_gap(curves(student, baseline), window=5)).max() < 1e-12
+
+
 def test_fixed_and_all() -> None:
     weights = policy("fixed", classes=["b", "j"], label_weight=2.0).initial(10)
     assert np.flatnonzero(weights.teacher == 0).tolist() == [1, 9]
@@ -166,5 +177,9 @@ def test_an_untaught_class_keeps_its_whole_weight(
     assert weights.label[1] == pytest.approx(factor)
     for weight in (weights.teacher * teacher + weights.label * label).tolist():
         assert weight == pytest.approx(teacher + label)
+    half = policy("fixed", teacher=teacher, label=label, classes=["b"], teacher_weight=0.5)
+    weights = half.initial(10)
+    kept = weights.teacher[1] * teacher + weights.label[1] * label
+    assert kept == pytest.approx(teacher + label)
     made = policy("tllm", teacher=teacher, label=label, patience=1, window=1, start_epoch=1)
     assert made.update(curves(*falling({"c": 0.2}, 1))).label[2] == pytest.approx(factor)

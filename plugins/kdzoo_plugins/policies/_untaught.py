@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 import kdzoo
 
-__all__ = ["UntaughtParams", "weights_without"]
+__all__ = ["UntaughtParams", "UntaughtWeights"]
 
 
 class UntaughtParams(kdzoo.Params):
@@ -20,22 +20,29 @@ class UntaughtParams(kdzoo.Params):
         None,
         ge=0,
         description="The factor on their label terms. None: as much as keeps their whole weight, "
-        "(teacher's + label terms' weight) / label terms' weight.",
+        "what they lose of the teacher's terms going to the label terms.",
     )
 
 
-def weights_without(
-    untaught: npt.NDArray[np.bool_], params: UntaughtParams, whole: float
-) -> kdzoo.ClassWeights:
+class UntaughtWeights:
     """The class weights under which some classes are not taught.
 
     Args:
-        untaught: (C,), which classes.
-        params: what they get instead.
-        whole: the factor that keeps their whole weight, ``PolicySetting.whole_label_factor``.
+        params: what these classes get instead.
+        setting: what the policy decides about.
+
+    Raises:
+        SpecError: there is no teacher, or nothing else to learn from.
     """
-    label = whole if params.label_weight is None else params.label_weight
-    return kdzoo.ClassWeights(
-        teacher=np.where(untaught, params.teacher_weight, 1.0),
-        label=np.where(untaught, label, 1.0),
-    )
+
+    def __init__(self, params: UntaughtParams, setting: kdzoo.PolicySetting) -> None:
+        self.teacher = params.teacher_weight
+        whole = setting.label_factor(params.teacher_weight)
+        self.label = whole if params.label_weight is None else params.label_weight
+
+    def __call__(self, untaught: npt.NDArray[np.bool_]) -> kdzoo.ClassWeights:
+        """The weights where ``untaught`` (C,) says which classes are not taught."""
+        return kdzoo.ClassWeights(
+            teacher=np.where(untaught, self.teacher, 1.0),
+            label=np.where(untaught, self.label, 1.0),
+        )

@@ -7,7 +7,7 @@ import difflib
 import numpy as np
 
 import kdzoo
-from kdzoo_plugins.policies._untaught import UntaughtParams, weights_without
+from kdzoo_plugins.policies._untaught import UntaughtParams, UntaughtWeights
 
 __all__ = ["Fixed"]
 
@@ -33,7 +33,7 @@ class Fixed(kdzoo.ClassPolicy):
                 hint = f'did you mean "{near[0]}"?' if near else f"known are {known}"
                 raise kdzoo.SpecError(f'there is no class "{name}"; {hint}')
         listed = np.array([name in self.params.classes for name in setting.classes])
-        self._weights = weights_without(listed, self.params, setting.whole_label_factor)
+        self._weights = UntaughtWeights(self.params, setting)(listed)
 
     def initial(self, num_classes: int) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""

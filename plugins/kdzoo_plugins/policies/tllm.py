@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kdzoo
-from kdzoo_plugins.policies._untaught import UntaughtParams, weights_without
+from kdzoo_plugins.policies._untaught import UntaughtParams, UntaughtWeights
 
 __all__ = ["TLLM", "class_gap"]
 
@@ -31,10 +32,10 @@ def class_gap(curves: kdzoo.TeachingCurves, window: int) -> Floats:
     Returns:
         (C,); below zero where the class falls behind. A class without samples has 0.
     """
-    student = _recent_mean(curves.student, window)
     if curves.baseline is not None:
-        gap = student - _recent_mean(curves.baseline, window)
+        gap = _recent_mean(curves.student - curves.baseline, window)
     else:
+        student = _recent_mean(curves.student, window)
         gap = _residual(student, _recent_mean(curves.teacher, window))
     known = np.isfinite(gap)
     if not known.any():
@@ -59,7 +60,7 @@ class TLLM(kdzoo.ClassPolicy):
         """What can be set."""
 
         start_epoch: int = kdzoo.Field(
-            10, ge=1, description="The first check comes after this epoch."
+            10, ge=1, description="The first check comes after this epoch of the run."
         )
         margin: float = kdzoo.Field(
             0.05, ge=0, lt=1, description="How far below zero the class's gap must be (0 to 1)."
@@ -71,12 +72,16 @@ class TLLM(kdzoo.ClassPolicy):
             5, ge=1, description="Over how many epochs the curves are averaged."
         )
         max_fraction: float = kdzoo.Field(
-            0.2, ge=0, le=1, description="At most this share of the classes is not taught."
+            0.2,
+            ge=0,
+            le=1,
+            description="At most this share of the classes is not taught, rounded down, but at "
+            "least one class; 0 for none.",
         )
 
     def setup(self, setting: kdzoo.PolicySetting) -> None:
         """See :meth:`kdzoo.ClassPolicy.setup`."""
-        self._whole = setting.whole_label_factor
+        self._weights = UntaughtWeights(self.params, setting)
         self._strikes: npt.NDArray[np.int64] = np.zeros(len(setting.classes), dtype=np.int64)
         self._stopped: npt.NDArray[np.bool_] = np.zeros(len(setting.classes), dtype=np.bool_)
 
@@ -84,11 +89,13 @@ class TLLM(kdzoo.ClassPolicy):
         """See :meth:`kdzoo.ClassPolicy.update`."""
         if len(curves.student) >= self.params.start_epoch:
             self._check(class_gap(curves, self.params.window))
-        return weights_without(self._stopped, self.params, self._whole)
+        return self._weights(self._stopped)
 
     def _check(self, gap: Floats) -> None:
         self._strikes = np.where(gap < -self.params.margin, self._strikes + 1, 0)
-        room = int(self.params.max_fraction * len(gap)) - int(self._stopped.sum())
+        fraction = self.params.max_fraction
+        cap = max(math.floor(fraction * len(gap) + 1e-9), 1) if fraction else 0
+        room = cap - int(self._stopped.sum())
         ripe = np.flatnonzero((self._strikes >= self.params.patience) & ~self._stopped)
         worst_first = ripe[np.argsort(gap[ripe], kind="stable")]
         self._stopped[worst_first[: max(room, 0)]] = True

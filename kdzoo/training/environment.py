@@ -1,0 +1,61 @@
+"""environment.json: what a run's last digits depend on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from kdzoo.extend.registry import registry
+from kdzoo.training.directory import RunDirectory
+
+__all__ = ["keep_environment"]
+
+log = logging.getLogger("kdzoo")
+
+
+def keep_environment(directory: RunDirectory, device: torch.device) -> None:
+    """Keep what exactness depends on, as it was when the run began; say what is different now."""
+    now = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: metadata.version(name)
+            for name in ("torch", "numpy", *sorted({r.distribution for r in registry().records}))
+            if name != "unknown"
+        },
+    }
+    if not directory.environment.exists():
+        directory.write(directory.environment, json.dumps(now, indent=2).encode())
+        return
+    try:
+        before = json.loads(directory.environment.read_bytes())
+    except ValueError:
+        before = {}
+    for key, value in _flat(now).items():
+        was = _flat(before).get(key)
+        if was != value:
+            log.warning(
+                "%s: %s was %s when this run began and is %s now: what is computed now may differ "
+                "from what would have been computed then",
+                directory.path,
+                key,
+                was,
+                value,
+            )
+
+
+def _flat(record: Any) -> dict[str, Any]:
+    """The versions beside the rest, for a message about one of them."""
+    if not isinstance(record, dict):
+        return {}
+    versions = record.get("versions")
+    rest = {key: value for key, value in record.items() if key != "versions"}
+    return {**rest, **(versions if isinstance(versions, dict) else {})}
