@@ -24,15 +24,18 @@ import kdzoo
 from kdzoo.training.loop import Trainer
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callable[..., Any]]]:
+@pytest.fixture(params=["true", "false"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Callable[..., Any]]]:
+    """A TensorBoard with its fast reader and one without: they treat restarts differently."""
     runs = tmp_path_factory.mktemp("runs")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs)]
-        + f"--port {port} --host 127.0.0.1 --reload_interval 1".split(),
+        + f"--port {port} --host 127.0.0.1 --reload_interval 1 --load_fast {request.param}".split(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
