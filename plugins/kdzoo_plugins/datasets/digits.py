@@ -10,7 +10,7 @@ import kdzoo
 __all__ = ["Digits"]
 
 _STARTER = """\
-# A first distillation: handwritten digits, a minute on two cores.
+# A first distillation: handwritten digits, half a minute on two cores.
 #   kdzoo run digits.yaml
 #   tensorboard --logdir runs
 name: digits-tllm
