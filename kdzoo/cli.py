@@ -40,7 +40,7 @@ def _options(
         bool, typer.Option("--debug", help="Show where in the code an error came from.")
     ] = False,
 ) -> None:
-    del debug  # main() looks for it: it must hold for errors in this function too
+    del debug  # here for the help: main() takes it from anywhere on the command line
     if version:
         from importlib import metadata
 
@@ -187,8 +187,9 @@ def main() -> None:
     logging.getLogger("kdzoo").setLevel(logging.INFO)
     threading.excepthook = _thread_failed
     signal.signal(signal.SIGTERM, _terminated)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
+        app(arguments)
     except KdzooError as error:
         if "--debug" in sys.argv:
             raise

@@ -60,8 +60,11 @@ def test_errors_are_one_message(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_debug_shows_where_an_error_came_from(kdzoo_command: Callable[..., Any]) -> None:
-    done = kdzoo_command("--debug", "run", "no.yaml")
+@pytest.mark.parametrize("arguments", [["--debug", "run"], ["run", "--debug"]])
+def test_debug_shows_where_an_error_came_from(
+    kdzoo_command: Callable[..., Any], arguments: list[str]
+) -> None:
+    done = kdzoo_command(*arguments, "no.yaml")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
