@@ -134,12 +134,12 @@ class Distiller(nn.Module):
         self.terms = tuple(terms)
         self.policy = policy
         self._first_epoch = len(self.curves.history)
-        count = len(self.classes)
         if policy is None:
-            self._set_class_weights(ClassWeights(np.ones(count), np.ones(count)))
+            self.teacher_weights.fill_(1)
+            self.label_weights.fill_(1)
         else:
             with calling(f'policy "{policy.name}"'):
-                self._set_class_weights(policy.initial(count))
+                self._set_class_weights(policy, policy.initial(len(self.classes)))
 
     def forward(
         self,
@@ -192,7 +192,7 @@ class Distiller(nn.Module):
         curves = self.curves.curves()
         if self.policy is not None:
             with calling(f'policy "{self.policy.name}"'):
-                self._set_class_weights(self.policy.update(curves))
+                self._set_class_weights(self.policy, self.policy.update(curves))
         return curves
 
     def learnable(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -252,17 +252,17 @@ class Distiller(nn.Module):
                     f"but the data has {len(self.classes)}"
                 )
 
-    def _set_class_weights(self, weights: ClassWeights) -> None:
+    def _set_class_weights(self, policy: ClassPolicy, weights: ClassWeights) -> None:
         for which, vector in (("teacher", weights.teacher), ("label", weights.label)):
             values = np.asarray(vector, dtype=np.float64)
             if values.shape != (len(self.classes),):
                 raise PluginError(
-                    f'policy "{self.policy.name if self.policy else ""}" answered {which} weights '
+                    f'policy "{policy.name}" answered {which} weights '
                     f"of shape {values.shape}; they must be ({len(self.classes)},), one a class"
                 )
             if not (np.isfinite(values).all() and (values >= 0).all()):
                 raise PluginError(
-                    f'policy "{self.policy.name if self.policy else ""}" answered {which} weights '
+                    f'policy "{policy.name}" answered {which} weights '
                     "that are negative, NaN or infinite"
                 )
             getattr(self, f"{which}_weights").copy_(torch.from_numpy(values))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +35,8 @@ class _Tap:
         if isinstance(output, Tensor):
             self.version = self.value._version
 
-    def take(self) -> Any:
-        value, self.value, self.fired = self.value, None, 0
-        return value
+    def forget(self) -> None:
+        self.listening, self.value, self.fired = False, None, 0
 
 
 class Tapped:
@@ -74,18 +74,23 @@ class Tapped:
 
     def __call__(self, inputs: Tensor) -> Outputs:
         """Run the network; only the wanted features are kept."""
-        for tap in self._taps.values():
-            tap.listening = True
-        try:
+        with self._listening():
             logits = self.network(inputs)
             for layer, tap in self._taps.items():
                 self._check(layer, tap)
-            features = {layer: tap.take() for layer, tap in self._taps.items()}
+            features = {layer: tap.value for layer, tap in self._taps.items()}
+        return Outputs(logits, features)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """What passes the taps is theirs in here, and nothing is kept afterwards."""
+        for tap in self._taps.values():
+            tap.listening = True
+        try:
+            yield
         finally:
             for tap in self._taps.values():
-                tap.listening = False
-                tap.take()
-        return Outputs(logits, features)
+                tap.forget()
 
     def _path(self, layer: Layer, layers: Layers, modules: Mapping[str, nn.Module]) -> str:
         if isinstance(layer, int):
@@ -142,15 +147,10 @@ class Tapped:
         return Shapes(logits=tuple(logits.shape[1:]), features=features)
 
     def _find_overwritten(self, example: Tensor) -> None:
-        for tap in self._taps.values():
-            tap.listening = True
-        try:
+        with self._listening():
             self.network(example)
-        finally:
             for tap in self._taps.values():
-                tap.listening = False
-                value = tap.take()
-                if isinstance(value, Tensor) and value._version != tap.version:
+                if isinstance(tap.value, Tensor) and tap.value._version != tap.version:
                     tap.clone = True
 
 

@@ -30,10 +30,10 @@ from kdzoo.spec.models import (
 from kdzoo.spec.shorthand import STAGE_KEYS, spell_out, spell_out_stage
 from kdzoo.spec.torch_entries import try_optimizer, try_schedule
 
+__all__ = ["dump_spec", "read_losses", "read_spec"]
+
 LEARNERS = ("student", "losses")
 """What can learn in a stage."""
-
-__all__ = ["dump_spec", "read_losses", "read_spec"]
 
 
 def read_spec(
@@ -267,12 +267,12 @@ class _Reader:
         """Try the optimizer and the schedule, through all epochs."""
         train = stage.train
         try:
-            try_optimizer(train.optimizer)
+            tried = try_optimizer(train.optimizer)
         except SpecError as error:
             self.problem((*path, "optimizer"), str(error))
             return
         try:
-            try_schedule(train.optimizer, train.schedule, train.epochs)
+            try_schedule(train.schedule, tried, train.epochs)
         except SpecError as error:
             self.problem((*path, "schedule"), str(error))
 

@@ -116,13 +116,17 @@ def try_optimizer(entry: TorchEntry) -> Optimizer:
     return optimizer
 
 
-def try_schedule(optimizer: TorchEntry, entry: TorchEntry | None, epochs: int) -> None:
+def try_schedule(entry: TorchEntry | None, tried: Optimizer, epochs: int) -> None:
     """Step a schedule through all epochs.
+
+    Args:
+        entry: the spec's entry.
+        tried: an optimizer that :func:`try_optimizer` made.
+        epochs: how many.
 
     Raises:
         SpecError: it cannot work with these arguments, or a learning rate is no rate.
     """
-    tried = try_optimizer(optimizer)
     schedule = make_schedule(entry, tried, epochs)
     for epoch in range(1, epochs + 1):
         try:
