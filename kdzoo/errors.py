@@ -69,10 +69,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     Returns text that begins with "; ", or nothing where no name is known.
     """
     names = sorted({name for name in known if name != word})
-    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    near = near or [name for name in names if word and name.startswith(word.lower())][:1]
+    lower = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    near = near or [name for name in sorted(lower) if word and name.startswith(word.lower())][:1]
     if near:
-        return f'; did you mean "{near[0]}"?'
+        return f'; did you mean "{lower[near[0]]}"?'
     if names:
         return f"; known are {', '.join(names)}"
     return ""

@@ -29,7 +29,8 @@ class Component:
         kind: what it is, for messages and for the registry; set by kdzoo's base classes.
         engine_keys: the spec's own keys beside ``use`` in an entry of this kind. A component's
             ``Params`` may not have fields of these names.
-        name: how a spec names it: lower-case letters, digits and dashes.
+        name: how a spec names it: letters, digits, dashes and underscores; lower case, unless the
+            literature writes it otherwise.
         params: the instance's parameters, of the class's own ``Params``.
     """
 

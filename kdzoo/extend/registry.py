@@ -32,7 +32,7 @@ log = logging.getLogger("kdzoo")
 
 Status = Literal["active", "broken", "disabled"]
 
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ def check_component(component: Any, base: type[Component]) -> None:
     name = getattr(component, "name", None)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise PluginError(
-            f"{where}: name is {name!r}; set it to lower-case letters, digits and dashes"
+            f"{where}: name is {name!r}; set it to letters, digits, dashes and "
+            "underscores"
         )
     if missing := getattr(component, "__abstractmethods__", None):
         raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")

@@ -32,7 +32,7 @@ BAD = {
     "newer-api": "is written for kdzoo API 99, and this kdzoo has API 1",
     "wrong-kind": "is not a loss: return classes derived from kdzoo.Loss",
     "abstract": "does not define forward",
-    "bad-name": "name is 'My Loss!'; set it to lower-case letters, digits and dashes",
+    "bad-name": "name is 'My Loss!'; set it to letters, digits, dashes and underscores",
 }
 
 
