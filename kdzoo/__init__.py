@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import ImageData as ImageData
     from kdzoo.extend.contracts import LayerPair as LayerPair
     from kdzoo.extend.contracts import Layers as Layers
+    from kdzoo.extend.contracts import Normalization as Normalization
     from kdzoo.extend.contracts import Outputs as Outputs
     from kdzoo.extend.contracts import PolicySetting as PolicySetting
     from kdzoo.extend.contracts import RunInfo as RunInfo
@@ -83,6 +84,7 @@ _HOMES = {
         "ImageData",
         "LayerPair",
         "Layers",
+        "Normalization",
         "Outputs",
         "PolicySetting",
         "RunInfo",

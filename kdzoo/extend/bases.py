@@ -18,6 +18,7 @@ from kdzoo.extend.contracts import (
     ImageData,
     LayerPair,
     Layers,
+    Normalization,
     Outputs,
     PolicySetting,
     RunInfo,
@@ -154,7 +155,9 @@ class ModelSource(Component, ABC):
     """
 
     kind = "model"
-    engine_keys = frozenset({"checkpoint", "train", "losses", "seed", "run", "epoch"})
+    engine_keys = frozenset(
+        {"checkpoint", "normalize", "train", "losses", "seed", "run", "epoch", "check"}
+    )
 
     @abstractmethod
     def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -167,6 +170,16 @@ class ModelSource(Component, ABC):
     def layers(self) -> Layers:
         """The names of its layers, valid for what :meth:`build` returned."""
         return Layers()
+
+    def normalization(self) -> Normalization | None:
+        """How the images must be normalized for the weights that :meth:`build` brings; ``None``
+        where that is open, and the data's own mean and standard deviation will do."""
+        return None
+
+    def pretrained(self) -> bool:
+        """Whether :meth:`build` brings trained weights, classifier included. Such a teacher needs
+        neither ``train`` nor ``checkpoint``."""
+        return False
 
 
 class DataSource(Component, ABC):

@@ -24,6 +24,7 @@ __all__ = [
     "Layer",
     "LayerPair",
     "Layers",
+    "Normalization",
     "Outputs",
     "PolicySetting",
     "RunInfo",
@@ -93,6 +94,15 @@ class Layers:
     stages: tuple[str, ...] = ()
     penultimate: str | None = None
     head: str | None = None
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Each channel's mean and standard deviation, in units of [0, 1]: what a network subtracts from
+    its images, and divides them by."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)

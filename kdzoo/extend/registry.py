@@ -234,8 +234,7 @@ def check_component(component: Any, base: type[Component]) -> None:
     name = getattr(component, "name", None)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise PluginError(
-            f"{where}: name is {name!r}; set it to letters, digits, dashes and "
-            "underscores"
+            f"{where}: name is {name!r}; set it to letters, digits, dashes and underscores"
         )
     if missing := getattr(component, "__abstractmethods__", None):
         raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")
