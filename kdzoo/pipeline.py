@@ -246,6 +246,7 @@ class _Plan:
                 example=next(self.images.train.plain(2)).inputs,
                 classes=self.images.classes,
                 num_samples=self.images.rows,
+                targets=self.images.row_targets(),
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )

@@ -49,7 +49,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     place = tmp_path_factory.mktemp("planted")
     torch.save(planted.PlantedTeacher().build((1, 1, 11), 10).state_dict(), place / "teacher.pt")
     # The cap is set high: which classes are named must come from the signal. The label terms stay
-    # as they are: at the whole weight of an untaught class the decisions between it and its
+    # as they are: at the default weight of an untaught class the decisions between it and its
     # sibling tip over to the other side (the sibling then loses 5 to 6 points to it).
     policies = {"all": "all", "tllm": TLLM}
     return {

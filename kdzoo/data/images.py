@@ -80,6 +80,12 @@ class Images:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def row_targets(self) -> Tensor:
+        """(rows,), the class of each row of the source's training set; -1 where it is held out."""
+        targets = torch.full((self.rows,), -1)
+        targets[self.train.indices.cpu()] = self.train.targets.cpu()
+        return targets
+
     def steps(self, batch_size: int) -> int:
         """How many steps an epoch has."""
         full, rest = divmod(len(self.train), batch_size)

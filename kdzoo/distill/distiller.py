@@ -60,6 +60,8 @@ class Distiller(nn.Module):
         example: (B, channels, height, width), a few images to probe the networks with.
         classes: the C class names.
         num_samples: rows of the training set.
+        targets: (num_samples,), the class of each of these rows, -1 for those that will not be
+            trained on; for losses that look at other samples than the batch's.
         policy: decides which classes are taught; ``None`` teaches all.
         baseline: (E, C), the accuracy of the student trained without the teacher, for each epoch
             to come, for policies that compare with it.
@@ -82,6 +84,7 @@ class Distiller(nn.Module):
         example: Tensor,
         classes: Sequence[str],
         num_samples: int,
+        targets: Tensor | None = None,
         policy: ClassPolicy | None = None,
         baseline: Floats | None = None,
         teacher_layers: Layers = Layers(),
@@ -109,7 +112,7 @@ class Distiller(nn.Module):
         self._check_class_counts()
         self.losses = nn.ModuleDict()
         for term in terms:
-            self._add(term, num_samples, example)
+            self._add(term, num_samples, targets, example)
         self.curves = CurveRecorder(len(self.classes), teacher is not None, baseline)
         ones = torch.ones(len(self.classes), device=example.device)
         self.register_buffer("teacher_weights", ones)
@@ -230,13 +233,24 @@ class Distiller(nn.Module):
         with torch.no_grad():
             return self._teacher(inputs)
 
-    def _add(self, term: Term, num_samples: int, example: Tensor) -> None:
+    def _add(self, term: Term, num_samples: int, targets: Tensor | None, example: Tensor) -> None:
         if term.id in self.losses:
             raise SpecError(f'two terms have the id "{term.id}"; give one of them another')
         if term.loss.guidance == "teacher" and self._teacher is None:
             raise SpecError(f'loss "{term.id}" follows a teacher, and there is none')
         if hasattr(self.losses, term.id):
             raise SpecError(f'"{term.id}" cannot be the id of a term; choose another')
+        if targets is not None and targets.shape != (num_samples,):
+            raise SpecError(
+                f"targets are {tuple(targets.shape)}; they must be ({num_samples},), one a row of "
+                "the training set"
+            )
+        if term.loss.needs_targets and targets is None:
+            raise SpecError(
+                f'loss "{term.id}" looks at other samples than the batch\'s: pass the targets of '
+                "the training set"
+            )
+        term.loss.targets = None if targets is None else targets.cpu()
         shapes = self._student.shapes
         teachers = self._teacher.shapes if self._teacher else shapes
         with calling(f'loss "{term.id}"'):

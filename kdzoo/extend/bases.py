@@ -29,6 +29,9 @@ from kdzoo.extend.contracts import (
 __all__ = ["Adapter", "ClassPolicy", "DataSource", "Loss", "ModelSource", "Observer"]
 
 
+Invariance = Literal["identity", "shift", "duplication", "permutation"]
+
+
 class Adapter(Component, nn.Module, ABC):
     """Brings a student feature into the shape of a teacher feature. Trained with the student."""
 
@@ -61,9 +64,19 @@ class Loss(Component, nn.Module, ABC):
             none for a loss on logits. Their number is fixed by the spec, not by the class.
         default_adapter: the adapter that :meth:`new_adapter` makes unless the spec's ``adapter``
             says otherwise; ``None`` for a loss that makes none.
+        default_weight: the term's published weight in the total loss.
+        default_label_weight: the published weight of the label term beside it.
+        default_warmup_epochs: over how many epochs its weight is published to rise.
         needs_indices: whether the loss reads ``batch.indices``; a training loop that has none is
             then refused.
+        needs_targets: whether it reads ``targets`` in :meth:`setup`.
+        invariances: what the tests may hold it to. ``identity``: 0 where the student's outputs are
+            the teacher's; ``shift``: blind to a constant that is added to a row of logits;
+            ``duplication`` and ``permutation``: a sample's value stays when the batch is doubled,
+            or comes in another order.
         layers: the layers of this instance, set by the engine before :meth:`setup`.
+        targets: (num_samples,), the class of each row of the training set, -1 for rows that are not
+            trained on; set by the engine before :meth:`setup`, ``None`` where it is not known.
     """
 
     kind = "loss"
@@ -71,12 +84,18 @@ class Loss(Component, nn.Module, ABC):
     guidance: ClassVar[Literal["teacher", "label"]] = "teacher"
     default_layers: ClassVar[tuple[LayerPair, ...]] = ()
     default_adapter: ClassVar[str | None] = None
+    default_weight: ClassVar[float] = 1.0
+    default_label_weight: ClassVar[float] = 1.0
+    default_warmup_epochs: ClassVar[int] = 0
     needs_indices: ClassVar[bool] = False
+    needs_targets: ClassVar[bool] = False
+    invariances: ClassVar[frozenset[Invariance]] = frozenset({"duplication", "permutation"})
 
     def __init__(self, params: Params | None = None) -> None:
         nn.Module.__init__(self)
         Component.__init__(self, params)
         self.layers: tuple[LayerPair, ...] = self.default_layers
+        self.targets: Tensor | None = None
         self.adapter_factory: Callable[[], Adapter] | None = None
 
     def setup(

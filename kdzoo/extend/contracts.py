@@ -163,7 +163,10 @@ class PolicySetting:
     label_weight: float
 
     def label_factor(self, teacher_factor: float) -> float:
-        """The factor on a class's label terms under which it keeps its whole weight.
+        """The factor on a class's label terms under which these weigh 1, as in the baseline.
+
+        The teacher's weight is no measure of it: a hint's 100 and a soft target's 0.9 are on
+        different scales.
 
         Args:
             teacher_factor: what is left to it of the teacher's terms; 0 for nothing.
@@ -178,8 +181,8 @@ class PolicySetting:
                 "needs a label term beside the teacher's: a class that is not taught would "
                 "learn from nothing"
             )
-        moved = self.teacher_weight * (1 - teacher_factor)
-        return (self.label_weight + moved) / self.label_weight
+        missing = max(1 - self.label_weight, 0.0)
+        return 1 + missing * (1 - teacher_factor) / self.label_weight
 
 
 @dataclass(frozen=True)

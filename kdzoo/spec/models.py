@@ -109,9 +109,18 @@ class LossEntry(Entry):
         pattern=r"^[A-Za-z0-9_-]+$",
         description="The term's name, unique in its stage; by default its `use`.",
     )
-    weight: float = Field(1.0, ge=0, description="The factor of the term in the total loss.")
+    weight: float = Field(
+        1.0,
+        ge=0,
+        description="The factor of the term in the total loss; by default as it was published. A "
+        "label term takes the weight that the teacher's terms beside it were published with, 1 "
+        "where these differ.",
+    )
     warmup_epochs: int = Field(
-        0, ge=0, description="The weight rises as min(epoch / warmup_epochs, 1), epochs from 1."
+        0,
+        ge=0,
+        description="The weight rises as min(epoch / warmup_epochs, 1), epochs from 1; by default "
+        "as it was published.",
     )
     layers: tuple[LayersEntry, ...] | None = Field(
         None, description="The features compared, one pair or a list; by default the loss's own."

@@ -191,6 +191,7 @@ class _Reader:
         losses = tuple(
             self.loss((*path, "losses", i), entry) for i, entry in enumerate(stage.losses)
         )
+        losses = self.label_weights(losses)
         ids = [entry.id for entry in losses]
         for i, name in enumerate(ids):
             if name in ids[:i]:
@@ -246,6 +247,11 @@ class _Reader:
         if len(self.problems) > before:
             return entry
         loss: type[Loss] = self.plugins.find(Loss.kind, entry.use)
+        published: dict[str, Any] = {"warmup_epochs": loss.default_warmup_epochs}
+        if loss.guidance == "teacher":
+            published["weight"] = loss.default_weight
+        given = entry.model_fields_set
+        entry = entry.model_copy(update={k: v for k, v in published.items() if k not in given})
         if entry.layers is None:
             pairs = tuple(
                 LayersEntry(student=p.student, teacher=p.teacher) for p in loss.default_layers
@@ -262,6 +268,22 @@ class _Reader:
             adapter = self.entry((*path, "adapter"), adapter)
             entry = entry.model_copy(update={"adapter": adapter})
         return entry
+
+    def label_weights(self, losses: tuple[LossEntry, ...]) -> tuple[LossEntry, ...]:
+        """The losses, with the weights that label terms have by default: what the teacher's terms
+        beside them were published with, or 1 where these differ."""
+        published = {
+            self.plugins.find(Loss.kind, entry.use).default_label_weight
+            for entry in losses
+            if self._guidance(entry) == "teacher"
+        }
+        weight = published.pop() if len(published) == 1 else 1.0
+        return tuple(
+            entry.model_copy(update={"weight": weight})
+            if self._guidance(entry) == "label" and "weight" not in entry.model_fields_set
+            else entry
+            for entry in losses
+        )
 
     def train(self, path: KeyPath, stage: Stage) -> None:
         """Try the optimizer and the schedule, through all epochs."""

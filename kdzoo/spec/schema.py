@@ -45,17 +45,26 @@ def _entry(
     names = plugins.names(kind)
     choices: list[dict[str, Any]] = []
     for name in names:
-        params = plugins.find(kind, name).Params.model_json_schema(
-            ref_template=f"#/$defs/{kind}.{name}.{{model}}"
-        )
+        component = plugins.find(kind, name)
+        params = component.Params.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
         for model, definition in params.pop("$defs", {}).items():
             definitions[f"{kind}.{name}.{model}"] = definition
+        published = {
+            key: {**own[key], "default": getattr(component, f"default_{key}")}
+            for key in ("weight", "warmup_epochs")
+            if key in own
+        }
         choices.append(
             {
                 "type": "object",
                 "title": f'{kind} "{name}"',
                 "description": params.get("description", ""),
-                "properties": {"use": {"const": name}, **own, **params.get("properties", {})},
+                "properties": {
+                    "use": {"const": name},
+                    **own,
+                    **published,
+                    **params.get("properties", {}),
+                },
                 "required": ["use", *params.get("required", [])],
                 "additionalProperties": False,
             }

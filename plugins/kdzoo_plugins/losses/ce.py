@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
+from kdzoo_plugins.losses._precision import at_least_single
 
 __all__ = ["CrossEntropy"]
 
@@ -15,10 +16,12 @@ class CrossEntropy(kdzoo.Loss):
 
     name = "ce"
     guidance = "label"
+    invariances = frozenset({"shift", "duplication", "permutation"})
 
     def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
         """See :meth:`kdzoo.Loss.forward`."""
-        return functional.cross_entropy(student.logits, batch.targets, reduction="none")
+        logits = at_least_single(student.logits)
+        return functional.cross_entropy(logits, batch.targets, reduction="none")
 
 
 @kdzoo.hookimpl

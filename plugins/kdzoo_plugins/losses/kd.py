@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
+from kdzoo_plugins.losses._precision import at_least_single
 
 __all__ = ["KD", "kd_loss"]
 
@@ -24,8 +25,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Returns:
         (B,), one value a sample; their mean is the published loss.
     """
-    log_student = functional.log_softmax(student_logits / temperature, dim=1)
-    log_teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
+    log_student = functional.log_softmax(at_least_single(student_logits) / temperature, dim=1)
+    log_teacher = functional.log_softmax(at_least_single(teacher_logits) / temperature, dim=1)
     # In log space throughout: a probability that underflows contributes 0, not NaN.
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
     return temperature**2 * divergence
@@ -34,10 +35,14 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class KD(kdzoo.Loss):
     """Soft targets: T^2 KL(teacher || student) at temperature T.
 
-    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. On
+    CIFAR-100 the literature weights it 0.9, beside 0.1 of cross entropy, at T = 4.
     """
 
     name = "kd"
+    default_weight = 0.9
+    default_label_weight = 0.1
+    invariances = frozenset({"identity", "shift", "duplication", "permutation"})
 
     class Params(kdzoo.Params):
         """What can be set."""

@@ -19,8 +19,8 @@ class UntaughtParams(kdzoo.Params):
     label_weight: float | None = kdzoo.Field(
         None,
         ge=0,
-        description="The factor on their label terms. None: as much as keeps their whole weight, "
-        "what they lose of the teacher's terms going to the label terms.",
+        description="The factor on their label terms. None: as much as the baseline gives them, "
+        "where label terms weigh 1.",
     )
 
 

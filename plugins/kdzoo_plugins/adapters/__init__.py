@@ -1,0 +1,1 @@
+"""Feature adapters, one file each."""

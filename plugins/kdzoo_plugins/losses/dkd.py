@@ -1,0 +1,96 @@
+"""Decoupled knowledge distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import kdzoo
+from kdzoo_plugins.losses._precision import at_least_single
+
+__all__ = ["DKD", "dkd_loss"]
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float,
+) -> Tensor:
+    """T^2 (alpha TCKD + beta NCKD), without warm-up.
+
+    Zhao, Cui, Song, Qiu & Liang, "Decoupled Knowledge Distillation" (CVPR 2022), equation 7. TCKD
+    is the KL divergence between (p_target, 1 - p_target) of teacher and student, NCKD that between
+    their softmaxes over the other C - 1 classes, both at temperature T.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        targets: (B,), int64 classes.
+        alpha: the weight of TCKD.
+        beta: the weight of NCKD.
+        temperature: T > 0.
+
+    Returns:
+        (B,), one value a sample; their mean is the published loss.
+    """
+    # In log space throughout. As probabilities, 1 - p_target underflows once the gap of the logits
+    # passes 104 T in single precision, and the loss becomes infinite or NaN.
+    student = _decoupled(at_least_single(student_logits) / temperature, targets)
+    teacher = _decoupled(at_least_single(teacher_logits) / temperature, targets)
+    tckd, nckd = (
+        (wanted.exp() * (wanted - got)).sum(1) for wanted, got in zip(teacher, student, strict=True)
+    )
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def _decoupled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities: (B, 2) of target and rest, (B, C - 1) of the rest among themselves."""
+    column = torch.arange(logits.shape[1] - 1, device=logits.device)
+    others = logits.gather(1, column + (column >= targets[:, None]))
+    target = logits.gather(1, targets[:, None])
+    both = torch.cat([target, others.logsumexp(1, keepdim=True)], 1)
+    return functional.log_softmax(both, dim=1), functional.log_softmax(others, dim=1)
+
+
+class DKD(kdzoo.Loss):
+    """Decoupled soft targets: the target class (TCKD) and the others among themselves (NCKD).
+
+    Zhao, Cui, Song, Qiu & Liang, "Decoupled Knowledge Distillation" (CVPR 2022), equation 7. On
+    CIFAR-100 alpha is 1 and beta 8; 2 for resnet56 -> resnet20 and resnet110 -> resnet32; 6 for
+    vgg13 -> vgg8, vgg13 -> MobileNetV2, wrn_40_2 -> wrn_16_2 and wrn_40_2 -> wrn_40_1. The weight
+    rises over the first 20 epochs, beside the whole cross entropy.
+    """
+
+    name = "dkd"
+    default_warmup_epochs = 20
+    invariances = frozenset({"identity", "shift", "duplication", "permutation"})
+
+    class Params(kdzoo.Params):
+        """What can be set."""
+
+        alpha: float = kdzoo.Field(1.0, ge=0, description="The weight of TCKD.")
+        beta: float = kdzoo.Field(8.0, ge=0, description="The weight of NCKD.")
+        temperature: float = kdzoo.Field(
+            4.0, gt=0, description="T: divides both networks' logits before the softmax."
+        )
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        """See :meth:`kdzoo.Loss.forward`."""
+        return dkd_loss(
+            student.logits,
+            teacher.logits,
+            batch.targets,
+            self.params.alpha,
+            self.params.beta,
+            self.params.temperature,
+        )
+
+
+@kdzoo.hookimpl
+def kdzoo_losses() -> list[type[kdzoo.Loss]]:
+    """See :mod:`kdzoo.extend.hookspecs`."""
+    return [DKD]

@@ -1,0 +1,349 @@
+"""CRD: golden values, an independent oracle, its negatives, its memory, several processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from kdzoo_plugins.losses.crd import CRD, ContrastMemory
+from torch import Tensor, distributed, nn
+
+import kdzoo
+from kdzoo.pipeline import run
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "crd.npz")
+
+
+def golden(name: str) -> Tensor:
+    return torch.from_numpy(GOLDEN[name])
+
+
+def golden_memory() -> ContrastMemory:
+    memory = ContrastMemory(8, 12, 200, dimensions=16, temperature=0.07, momentum=0.5).double()
+    with torch.no_grad():
+        for side, layer in (("s", memory.embed_student), ("t", memory.embed_teacher)):
+            layer.weight.copy_(golden(f"embed_{side}_weight"))
+            layer.bias.copy_(golden(f"embed_{side}_bias"))
+    memory.memory_student.copy_(golden("memory_student_initial"))
+    memory.memory_teacher.copy_(golden("memory_teacher_initial"))
+    return memory
+
+
+def test_golden_values() -> None:
+    memory = golden_memory()
+    for step in range(3):
+        student = golden(f"student_feature_{step}").requires_grad_()
+        rows = memory(
+            student,
+            golden(f"teacher_feature_{step}"),
+            golden(f"index_{step}"),
+            golden(f"contrast_index_{step}"),
+        )
+        loss = rows.mean()
+        loss.backward()
+        np.testing.assert_allclose(loss.item(), GOLDEN[f"loss_{step}"], rtol=1e-9)
+        wanted = GOLDEN[f"grad_student_feature_{step}"]
+        np.testing.assert_allclose(student.grad, wanted, rtol=1e-9, atol=1e-14)
+    for side in ("student", "teacher"):
+        kept = getattr(memory, f"memory_{side}")
+        np.testing.assert_allclose(kept, GOLDEN[f"memory_{side}_final"], rtol=1e-9, atol=1e-15)
+    normalizers = [GOLDEN["normalizer_student"], GOLDEN["normalizer_teacher"]]
+    np.testing.assert_allclose(memory.normalizers, normalizers, rtol=1e-9)
+
+
+def oracle(memory: ContrastMemory, s: Tensor, t: Tensor, contrast: Tensor) -> list[float]:
+    """The published loss of each sample, number by number."""
+
+    def embedded(layer: Any, feature: Tensor) -> list[float]:
+        vector = [
+            math.fsum(w * x for w, x in zip(row, feature.tolist(), strict=True)) + b
+            for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        ]
+        length = math.sqrt(math.fsum(v * v for v in vector))
+        return [v / length for v in vector]
+
+    def side(embeddings: list[list[float]], bank: Tensor, z: float) -> list[float]:
+        answers = []
+        for vector, columns in zip(embeddings, contrast.tolist(), strict=True):
+            p = [
+                math.exp(
+                    math.fsum(a * b for a, b in zip(vector, bank[c].tolist(), strict=True))
+                    / memory.temperature
+                )
+                / z
+                for c in columns
+            ]
+            noise = (len(p) - 1) / len(bank)
+            answers.append(
+                -math.log(p[0] / (p[0] + noise + 1e-7))
+                - math.fsum(math.log(noise / (q + noise + 1e-7)) for q in p[1:])
+            )
+        return answers
+
+    ours = side(
+        [embedded(memory.embed_student, row) for row in s],
+        memory.memory_teacher,
+        float(memory.normalizers[0]),
+    )
+    theirs = side(
+        [embedded(memory.embed_teacher, row) for row in t],
+        memory.memory_student,
+        float(memory.normalizers[1]),
+    )
+    return [a + b for a, b in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize(("rows", "negatives"), [(10, 3), (40, 39), (7, 20)])
+def test_the_oracle(rows: int, negatives: int) -> None:
+    torch.manual_seed(rows)
+    memory = ContrastMemory(5, 9, rows, dimensions=4, temperature=0.2).double().eval()
+    memory.normalizers.copy_(torch.tensor([31.0, 47.0]))
+    s, t = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 9, dtype=torch.float64)
+    contrast = torch.randint(rows, (3, 1 + negatives))  # with rows that come twice
+    ours = memory(s, t, torch.arange(3), contrast)
+    np.testing.assert_allclose(ours.detach(), oracle(memory, s, t, contrast), rtol=1e-9)
+
+
+def test_gradcheck_of_everything_that_learns() -> None:
+    torch.manual_seed(0)
+    memory = ContrastMemory(3, 4, 20, dimensions=5, temperature=0.3).double().eval()
+    memory.normalizers.copy_(torch.tensor([25.0, 30.0]))
+    contrast = torch.randint(20, (2, 7))
+    names = [name for name, _ in memory.named_parameters()]
+
+    def loss(s: Tensor, *parameters: Tensor) -> Tensor:
+        arguments = (s, teacher, torch.arange(2), contrast)
+        return torch.func.functional_call(
+            memory, dict(zip(names, parameters, strict=True)), arguments
+        )
+
+    teacher = torch.randn(2, 4, dtype=torch.float64)
+    student = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (student, *memory.parameters()))
+
+
+def test_the_gradient_is_that_of_the_memory_before_it_changed() -> None:
+    """With autograd through scores that are gathered vector by vector."""
+    torch.manual_seed(0)
+    memory = ContrastMemory(6, 6, 30, dimensions=8).double()
+    before = copy.deepcopy(memory)
+    s, t = torch.randn(2, 4, 6, dtype=torch.float64).unbind()
+    s.requires_grad_()
+    rows, contrast = torch.arange(4), torch.randint(30, (4, 11))
+    contrast[:, 0] = rows  # the very rows that change
+    memory(s, t, rows, contrast).sum().backward()
+    ours, s.grad = s.grad, None
+
+    def published(embedded: Tensor, bank: Tensor) -> Tensor:
+        scores = torch.einsum("bd,bkd->bk", embedded, bank[contrast]).div(0.07).exp()
+        p = scores / (scores.mean() * 30).detach()
+        noise = 10 / 30
+        total = p + noise + 1e-7
+        return -(p[:, 0] / total[:, 0]).log() - (noise / total[:, 1:]).log().sum(1)
+
+    embedded = nn.functional.normalize(before.embed_student(s))
+    published(embedded, before.memory_teacher).sum().backward()
+    torch.testing.assert_close(ours, s.grad, rtol=1e-9, atol=1e-12)
+
+
+def set_up(targets: Tensor, **params: Any) -> CRD:
+    params = {"negatives": 6, "dimensions": 4, **params}
+    loss = CRD(CRD.Params(**params))
+    loss.targets = targets
+    shapes = [kdzoo.Shapes(logits=(9,), features={"penultimate": (size,)}) for size in (5, 7)]
+    loss.setup(*shapes, num_classes=int(targets.max()) + 1, num_samples=len(targets))
+    return loss
+
+
+UNEVEN = torch.tensor([0] * 3 + [1] * 10 + [2] * 1 + [3] * 6)[torch.randperm(20)]
+
+
+@pytest.mark.parametrize("targets", [torch.arange(40) % 4, UNEVEN], ids=["even", "uneven"])
+def test_negatives_are_of_other_classes_each_once_and_uniform(targets: Tensor) -> None:
+    torch.manual_seed(0)
+    loss = set_up(targets)
+    anchors = torch.arange(int(targets.max()) + 1)
+    # The draws of one batch share an order of the rows, those of several are independent.
+    drawn = torch.cat([loss.negatives(anchors) for _ in range(5000)])
+    anchors = anchors.repeat(5000)
+    assert drawn.shape == (len(anchors), 6)
+    assert (targets[drawn] != anchors[:, None]).all()
+    assert all(len(set(row.tolist())) == 6 for row in drawn)
+    for label in range(int(targets.max()) + 1):
+        counts = drawn[anchors == label].flatten().bincount(minlength=len(targets))
+        others = targets != label
+        expected = 6 * 5000 / int(others.sum())
+        # Five standard deviations of a count.
+        assert (counts[others] - expected).abs().max() < 5 * math.sqrt(expected)
+        places = drawn[anchors == label][:, 2].bincount(minlength=len(targets))[others]
+        assert (places - expected / 6).abs().max() < 5 * math.sqrt(expected / 6)
+
+
+def test_negatives_come_again_only_where_there_are_too_few() -> None:
+    targets = torch.tensor([0] * 8 + [1] * 3 + [2] * 2)
+    loss = set_up(targets, negatives=7)  # class 0 has 5 others, 1 and 2 have 10 and 11
+    anchors = torch.tensor([0, 1, 2]).repeat(400)
+    drawn = loss.negatives(anchors)
+    assert (targets[drawn] != anchors[:, None]).all()
+    distinct = torch.tensor([len(set(row.tolist())) for row in drawn])
+    assert (distinct[anchors != 0] == 7).all()
+    assert (distinct[anchors == 0] <= 5).all()
+    counts = drawn[anchors == 0].flatten().bincount(minlength=13)[8:]
+    assert (counts - 560).abs().max() < 5 * math.sqrt(560)
+
+
+def test_rows_that_are_held_out_are_never_met() -> None:
+    targets = torch.tensor([0, -1, 1, 0, 2, -1, 1, 2])
+    loss = set_up(targets, negatives=4)
+    assert len(loss.contrast.memory_student) == 6
+    assert loss.row.tolist() == [0, -1, 1, 2, 3, -1, 4, 5]
+    kept = targets[targets >= 0]
+    drawn = loss.negatives(torch.tensor([0, 1, 2]))
+    assert (kept[drawn] != torch.tensor([0, 1, 2])[:, None]).all()
+
+
+def test_positives() -> None:
+    targets = torch.arange(30) % 3
+    rows, own = torch.tensor([4, 9, 2]), torch.tensor([1, 0, 2])
+    assert torch.equal(set_up(targets).positives(rows, own), rows[:, None])
+    relaxed = set_up(targets, mode="relax")
+    drawn = torch.cat([relaxed.positives(rows, own) for _ in range(300)], 1)
+    assert (targets[drawn] == own[:, None]).all()
+    assert all(len(set(row.tolist())) == 10 for row in drawn)
+
+
+def outputs(loss: CRD, rows: int) -> tuple[kdzoo.Outputs, kdzoo.Outputs]:
+    generator = torch.Generator().manual_seed(1)
+    s = torch.randn(rows, 5, generator=generator, requires_grad=True)
+    t = torch.randn(rows, 7, generator=generator)
+    empty = torch.zeros(rows, 9)
+    return kdzoo.Outputs(empty, {"penultimate": s}), kdzoo.Outputs(empty, {"penultimate": t})
+
+
+def batch(indices: Tensor, targets: Tensor, weights: Tensor | None = None) -> kdzoo.Batch:
+    ones = torch.ones(len(indices))
+    return kdzoo.Batch(
+        inputs=torch.zeros(len(indices), 1, 2, 2),
+        targets=targets[indices],
+        indices=indices,
+        weights=ones if weights is None else weights,
+        progress=0.0,
+    )
+
+
+def test_evaluation_changes_nothing_and_training_the_batch_alone() -> None:
+    targets = torch.arange(40) % 4
+    loss, indices = set_up(targets), torch.tensor([3, 17, 20])
+    before = copy.deepcopy(loss.state_dict())
+    loss.eval()(*outputs(loss, 3), batch(indices, targets))
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+    loss.train()(*outputs(loss, 3), batch(indices, targets))
+    assert (loss.contrast.normalizers > 0).all()
+    first = loss.contrast.normalizers.clone()
+    changed = (loss.contrast.memory_student != before["contrast.memory_student"]).any(1)
+    assert torch.nonzero(changed).flatten().tolist() == [3, 17, 20]
+    loss(*outputs(loss, 3), batch(indices, targets))
+    assert torch.equal(loss.contrast.normalizers, first)
+
+
+def test_a_class_policy_weights_anchors_and_nothing_else() -> None:
+    """Every row still updates the memory, sets the normalizers and serves as negative."""
+    targets = torch.arange(40) % 4
+    indices = torch.tensor([0, 1, 2, 3, 4, 5])
+    taught, untaught = (set_up(targets) for _ in range(2))
+    untaught.load_state_dict(taught.state_dict())
+    rows, states = [], []
+    for loss, weights in ((taught, torch.ones(6)), (untaught, (targets[indices] != 1).float())):
+        torch.manual_seed(0)
+        rows.append(loss(*outputs(loss, 6), batch(indices, targets, weights)))
+        states.append(loss.state_dict())
+    assert torch.equal(rows[0], rows[1])  # the engine applies row i's weight
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_it_says_what_it_cannot_do() -> None:
+    with pytest.raises(kdzoo.SpecError, match="two classes at least"):
+        set_up(torch.zeros(5, dtype=torch.int64))
+    loss = CRD()
+    loss.layers = loss.layers * 2
+    loss.targets = torch.arange(4)
+    with pytest.raises(kdzoo.SpecError, match="one pair of layers, not 2"):
+        loss.setup(*[kdzoo.Shapes((4,), {"penultimate": (3,)})] * 2, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(kdzoo.SpecError, match=r"looks at other samples .* pass the targets"):
+        kdzoo.Distiller(
+            copy.deepcopy(model),
+            model,
+            kdzoo.terms([{"use": "crd", "layers": {"student": "0", "teacher": "0"}}]),
+            example=torch.rand(2, 1, 2, 2),
+            classes=["a", "b"],
+            num_samples=10,
+        )
+
+
+def test_a_run_with_every_data_source_goes_on_exactly(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Killed after its second epoch, it ends in the same weights."""
+    tiny["losses"] = ["ce", {"use": "crd", "negatives": 20, "dimensions": 8, "mode": "relax"}]
+    whole = run(tiny, runs=tmp_path / "whole").directory
+    cut = tmp_path / "cut"
+    original, calls = kdzoo.Distiller.end_epoch, []
+
+    def dies(distiller: kdzoo.Distiller) -> Any:
+        if "crd" in distiller.losses:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        return original(distiller)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kdzoo.Distiller, "end_epoch", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny, runs=cut)
+    again = run(tiny, runs=cut).directory
+    for name in ("student.safetensors", "classes.csv", "metrics.jsonl"):
+        assert (whole / name).read_bytes() == (again / name).read_bytes()
+
+
+def _one_of_two(rank: int, store: str, answers: Any) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    memory = golden_memory()
+    for step in range(3):
+        # The second process has the short batch.
+        part = slice(0, 4) if rank == 0 else slice(4, 6)
+        rows = memory(
+            golden(f"student_feature_{step}")[part],
+            golden(f"teacher_feature_{step}")[part],
+            golden(f"index_{step}")[part],
+            golden(f"contrast_index_{step}")[part],
+        )
+        answers.put((rank, step, rows.tolist()))
+    answers.put((rank, "state", [value.tolist() for value in memory.buffers()]))
+    distributed.destroy_process_group()
+
+
+def test_two_processes_keep_one_bank(tmp_path: Path) -> None:
+    """The published values come out although the batch is shared between two processes."""
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    processes = [
+        context.Process(target=_one_of_two, args=(rank, str(tmp_path / "store"), answers))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    got = {tuple(answer[:2]): answer[2] for answer in (answers.get() for _ in range(8))}
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for step in range(3):
+        rows = got[0, step] + got[1, step]
+        np.testing.assert_allclose(np.mean(rows), GOLDEN[f"loss_{step}"], rtol=1e-9)
+    assert got[0, "state"] == got[1, "state"]
+    np.testing.assert_allclose(got[0, "state"][0], GOLDEN["memory_student_final"], rtol=1e-9)
