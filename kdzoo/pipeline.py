@@ -19,7 +19,7 @@ from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
 from kdzoo.distill.terms import Term, make_loss, set_up_policy
 from kdzoo.errors import CheckpointError, RunError, SpecError
-from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, Observer
+from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Observer
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, ImageData, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
@@ -27,7 +27,7 @@ from kdzoo.report.summary import BestValidation, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
-from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage
+from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
 from kdzoo.spec.read import dump_spec, read_spec
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.curves_file import student_curve
@@ -35,6 +35,7 @@ from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, try_step
+from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
 _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
@@ -204,7 +205,10 @@ class _Session:
         if (trained := teacher_spec(spec)) is not None:
             decides["teacher"] = self.identity(trained)
         elif (loaded := spec.teacher) is not None:
-            decides["teacher"] = [loaded.use, loaded.params, _file_hash(loaded.checkpoint)]
+            decides["teacher"] = [
+                *(loaded.use, loaded.params, _file_hash(loaded.checkpoint)),
+                loaded.normalize and loaded.normalize.model_dump(),
+            ]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -217,7 +221,7 @@ class _Plan:
         self.spec = spec
         self.role: Role = role
         self.images = session.images(spec)
-        self.recipe = _recipe(spec.student, self.images)
+        self.recipe = _recipe(spec.student, self.images, "student")
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
         self.others: dict[Role, Spec] = {}  # the runs that this one builds on
         if (trained := teacher_spec(spec)) is not None:
@@ -226,12 +230,12 @@ class _Plan:
             self.others["baseline"] = baseline_spec(spec)
         # The weights of a teacher that comes out of a run are filled in when that run is done.
         self.teacher: Network | None = None
+        self.teacher_accuracy: float | None = None  # where it was checked
         teacher_layers = Layers()
         if spec.teacher is not None:
             recipe = self._teacher_recipe()
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
-            if spec.teacher.checkpoint is not None:
-                self._check_teacher(self.teacher)
+            self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher)
         losses = _losses(spec)
         self.stages = [self._stage(stage, losses) for stage in spec.stages]
         self.observers: list[Observer] = [
@@ -265,6 +269,8 @@ class _Plan:
             load_weights(self.teacher.model, weights, "the teacher")
         if "baseline" in runs:
             self.distiller.curves.baseline = self._baseline_curve(runs["baseline"])
+            self._compare_teacher(runs["baseline"])
+        self.distiller.fold_teacher(next(self.images.train.plain(4)).inputs)
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
@@ -328,18 +334,23 @@ class _Plan:
         network, layers = recipe.build(stream(self.spec.seed, role))
         if entry.checkpoint is not None:
             load_weights(network.model, Path(entry.checkpoint), f"the {role}")
-        return network.to(self.session.device), layers
+        network.to(self.session.device)
+        network.prefer_channels_last(next(self.images.train.plain(2)).inputs)
+        return network, layers
 
     def _teacher_recipe(self) -> NetworkRecipe:
         assert self.spec.teacher is not None
-        if self.spec.teacher.checkpoint is not None:
-            saved = NetworkRecipe.of(Path(self.spec.teacher.checkpoint))
-            recipe = _recipe(self.spec.teacher, self.images)
-            if saved is not None:  # a student of ours brings its own normalization and classes
-                recipe.mean, recipe.std, recipe.classes = saved.mean, saved.std, saved.classes
-        else:
+        entry = self.spec.teacher
+        if "teacher" in self.others:
             other = self.others["teacher"]
-            recipe = _recipe(other.student, self.session.images(other))
+            recipe = _recipe(other.student, self.session.images(other), "teacher")
+        else:
+            recipe = _recipe(entry, self.images, "teacher")
+            saved = None if entry.checkpoint is None else NetworkRecipe.of(Path(entry.checkpoint))
+            if saved is not None:  # a student of ours brings its own normalization and classes
+                recipe.classes = saved.classes
+                if entry.normalize is None:
+                    recipe.mean, recipe.std = saved.mean, saved.std
         if recipe.classes != self.images.classes:
             raise SpecError(
                 f"the teacher knows {len(recipe.classes)} classes ({recipe.classes[0]}, ...), and "
@@ -348,20 +359,18 @@ class _Plan:
             )
         return recipe
 
-    def _check_teacher(self, teacher: Network) -> None:
-        """Say how good a loaded teacher is, and refuse one that knows nothing."""
-        split, name = self.images.validation, "validation"
+    def _measure_teacher(self, teacher: Network, entry: TeacherEntry) -> float | None:
+        """The accuracy of a teacher whose weights are loaded, if it is to be checked."""
+        if entry.train is not None or entry.run is not None or not entry.check:
+            return None
+        split, which = self.images.validation, "validation"
         if not len(split):
-            split, name = self.images.train, "training"
-        accuracy = evaluate(teacher, split, len(self.images.classes)).accuracy
-        log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, name)
-        chance = 1 / len(self.images.classes)
-        if accuracy <= chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
-            raise CheckpointError(
-                f"the teacher gets {100 * accuracy:.2f} % of the {name} images right, and chance "
-                f"is {100 * chance:.2f} %: check that its weights are of this data set, the order "
-                "of the classes, and the input normalization it was trained with"
-            )
+            split, which = self.images.train, "training"
+        count = len(self.images.classes)
+        accuracy = measure_teacher(teacher, split, which, count)
+        if self.spec.student.checkpoint is not None:
+            refuse_worse_teacher(accuracy, self.student, split, which, count)
+        return accuracy
 
     def _stage(self, stage: Stage, losses: Mapping[str, Loss]) -> PreparedStage:
         terms = [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses]
@@ -369,6 +378,14 @@ class _Plan:
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
         set_up_policy(policy, self.images.classes, terms, has_baseline=self.spec.baseline)
         return PreparedStage(stage, terms, policy)
+
+    def _compare_teacher(self, baseline: Run) -> None:
+        """A loaded teacher must not be worse than the student is without it."""
+        split = self.images.validation
+        if self.teacher_accuracy is not None and len(split):
+            student = load_student(baseline.directory).to(self.session.device)
+            count = len(self.images.classes)
+            refuse_worse_teacher(self.teacher_accuracy, student, split, "validation", count)
 
     def _baseline_curve(self, baseline: Run) -> Floats:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
@@ -395,9 +412,23 @@ class _Plan:
         return Score.of(evaluation, self.images.classes)
 
 
-def _recipe(entry: ModelEntry, images: Images) -> NetworkRecipe:
+def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:
+    source: ModelSource = registry().make(ModelSource.kind, entry.use, entry.params)
+    with calling(f'model "{entry.use}"'):
+        normalization = entry.normalize or source.normalization() or images
+    channels, count = images.input_shape[0], len(normalization.mean)
+    if count != channels:
+        raise SpecError(
+            f"the {role} is normalized with {count} means, and the images have {channels} "
+            f"channels; say `normalize` in {role}"
+        )
     return NetworkRecipe(
-        entry.use, entry.params, images.input_shape, images.classes, images.mean, images.std
+        entry.use,
+        entry.params,
+        images.input_shape,
+        images.classes,
+        normalization.mean,
+        normalization.std,
     )
 
 

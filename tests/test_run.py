@@ -320,6 +320,70 @@ def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str,
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
 
 
+UNITS = {"mean": [0.5], "std": [0.0625]}  # the planted features, nearly centred, of size 1
+
+
+def weights_of(tmp_path: Path, spec: dict[str, Any]) -> str:
+    """A trained teacher's weights as a file of somebody else's would hold them."""
+    trained = kdzoo.run({**spec, "name": "other"}, runs=tmp_path / "others")
+    teacher = kdzoo.load_student(trained.report.directories["teacher"])
+    torch.save(teacher.model.state_dict(), tmp_path / "teacher.pth")
+    return str(tmp_path / "teacher.pth")
+
+
+def test_teacher_and_student_may_be_normalized_differently(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["data"]["per_class"] = 60
+    tiny["teacher"]["normalize"] = UNITS
+    loaded: dict[str, Any] = {"use": "mlp", "widths": [16], "normalize": UNITS}
+    loaded["checkpoint"] = weights_of(tmp_path, tiny)
+    plain = kdzoo.run({**tiny, "teacher": loaded}, runs=tmp_path)
+    # The same function of the images: weights for other units, and the normalization that they had.
+    state = torch.load(loaded["checkpoint"])
+    state["hidden0.0.weight"] = state["hidden0.0.weight"] / 3
+    torch.save(state, tmp_path / "scaled.pth")
+    scaled = {
+        **loaded,
+        "checkpoint": str(tmp_path / "scaled.pth"),
+        "normalize": {"mean": [0.5], "std": [0.0625 / 3]},
+    }
+    student = {"use": "mlp", "widths": [8], "normalize": {"mean": [0.1], "std": [2.0]}}
+    other = kdzoo.run({**tiny, "teacher": scaled, "student": student}, runs=tmp_path)
+    assert other.report.teacher == plain.report.teacher
+    own = kdzoo.load_student(other.directory)
+    assert (own.mean.item(), own.std.item()) == pytest.approx((0.1, 2.0))
+    wrong = {**loaded, "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3}}
+    with pytest.raises(kdzoo.SpecError, match=r"3 means, and the images have 1 channels"):
+        kdzoo.run({**tiny, "teacher": wrong}, runs=tmp_path)
+
+
+def test_a_source_can_bring_weights_and_their_normalization(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="kdzoo")
+    run = kdzoo.run({**tiny, "teacher": "sample-knowing"}, runs=tmp_path)
+    assert "teacher: loaded; 100.00 % of the validation images are right" in caplog.text
+    assert set(run.report.directories) == {"baseline"}
+    with pytest.raises(kdzoo.SpecError, match="say where its weights come from"):
+        kdzoo.read_spec({**tiny, "teacher": "mlp"})
+
+
+def test_a_teacher_worse_than_the_student_stops_the_run(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["data"]["per_class"] = 100
+    tiny["train"] = {**tiny["train"], "epochs": 8, "schedule": None}
+    tiny["student"]["normalize"] = UNITS
+    narrow = {"use": "mlp", "widths": [2], "normalize": UNITS}
+    teacher = {**narrow, "train": {"epochs": 2}}
+    file = weights_of(tmp_path, {**tiny, "teacher": teacher, "train": {"epochs": 1}})
+    loaded: dict[str, Any] = {**narrow, "checkpoint": file}
+    with pytest.raises(kdzoo.CheckpointError, match=r"without it: check .* `check: false`"):
+        kdzoo.run({**tiny, "teacher": loaded}, runs=tmp_path)
+    assert kdzoo.run({**tiny, "teacher": {**loaded, "check": False}}, runs=tmp_path).report.teacher
+
+
 def test_a_teacher_out_of_another_spec(tmp_path: Path, tiny: dict[str, Any]) -> None:
     assistant = {**tiny, "name": "assistant", "student": {"use": "mlp", "widths": [12]}}
     write(tmp_path, assistant, "assistant.yaml")

@@ -22,6 +22,7 @@ class Network(nn.Module):
 
     Attributes:
         model: the bare model; published weights have its names.
+        channels_last: whether images enter the model with their channels last in memory.
     """
 
     mean: Tensor
@@ -30,11 +31,34 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
+        self.channels_last = False
         # Part of the description, not of the learnt state: they stay out of the state dict.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, channels, height, width) in [0, 1] to logits (B, C)."""
-        logits: Tensor = self.model((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        logits: Tensor = self.model(images.contiguous(memory_format=layout))
         return logits
+
+    @torch.no_grad()
+    def prefer_channels_last(self, example: Tensor) -> None:
+        """Lay the channels last in memory, where convolutions are faster, if the model can.
+
+        A model cannot that takes feature maps apart with ``view``; it stays as it was.
+
+        Args:
+            example: (B, channels, height, width), a few images to try it on.
+        """
+        training = self.training
+        self.eval()
+        try:
+            self.channels_last = True
+            self.model.to(memory_format=torch.channels_last)
+            self(example)
+        except Exception:  # whatever it is, the probe that follows says it better
+            self.channels_last = False
+            self.model.to(memory_format=torch.contiguous_format)
+        self.train(training)

@@ -15,18 +15,19 @@ __all__ = ["baseline_spec", "baseline_stages", "teacher_spec"]
 def teacher_spec(spec: Spec) -> Spec | None:
     """The run that trains the teacher, if one does: an ordinary run whose student it is."""
     teacher = spec.teacher
-    if teacher is None or teacher.checkpoint is not None:
+    if teacher is None:
         return None
     if teacher.run is not None:
         other = read_spec(teacher.run)
         return other.model_copy(update={"stop_epoch": teacher.epoch}) if teacher.epoch else other
-    assert teacher.train is not None
+    if teacher.train is None:
+        return None
     return spec.model_copy(
         update={
             "name": f"{spec.name}-teacher",
             "seed": stream(spec.seed, "teacher") if teacher.seed is None else teacher.seed,
             "teacher": None,
-            "student": ModelEntry(use=teacher.use, **teacher.params),
+            "student": ModelEntry(use=teacher.use, normalize=teacher.normalize, **teacher.params),
             "baseline": False,
             "stages": (Stage(train=teacher.train, losses=teacher.losses),),
             "stop_epoch": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ __all__ = [
     "LayersEntry",
     "LossEntry",
     "ModelEntry",
+    "NormalizeEntry",
     "ObserverEntry",
     "PolicyEntry",
     "Spec",
@@ -130,12 +131,38 @@ class LossEntry(Entry):
     )
 
 
+class NormalizeEntry(_Strict):
+    """How images are normalized for a model: (image - mean) / std, in units of [0, 1]."""
+
+    mean: tuple[float, ...] = Field(description="Each channel's mean.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        description="Each channel's standard deviation."
+    )
+
+    @model_validator(mode="after")
+    def _as_many(self) -> NormalizeEntry:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"has {len(self.mean)} means and {len(self.std)} standard deviations")
+        return self
+
+
 class ModelEntry(Entry):
     """An architecture."""
 
     checkpoint: str | None = Field(
         None, description="Weights to start from: .safetensors, or what torch.save wrote."
     )
+    normalize: NormalizeEntry | None = Field(
+        None,
+        description="How its images are normalized; by default as its weights say, or as the data "
+        "says.",
+    )
+
+
+TEACHER_ORIGINS = (
+    "say where its weights come from: `train` (train it here) or `checkpoint` (a file), one of the "
+    "two"
+)
 
 
 class TeacherEntry(ModelEntry):
@@ -158,11 +185,16 @@ class TeacherEntry(ModelEntry):
     epoch: int | None = Field(
         None, ge=1, description="With `run`: that student as it was after so many epochs."
     )
+    check: bool = Field(
+        True,
+        description="Stop if a teacher with loaded weights is no better than chance, or worse than "
+        "the student.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherEntry:
         if self.run is not None:
-            if given := {*self.model_fields_set, *self.params} - {"run", "epoch"}:
+            if given := {*self.model_fields_set, *self.params} - {"run", "epoch", "check"}:
                 raise ValueError(
                     f"`run` takes the teacher whole out of another spec; remove {_listed(given)}"
                 )
@@ -170,11 +202,8 @@ class TeacherEntry(ModelEntry):
             raise ValueError("`epoch` belongs to a teacher that comes out of another spec (`run`)")
         elif not self.use:
             raise ValueError("name its architecture with `use`, or another spec with `run`")
-        elif (self.train is None) == (self.checkpoint is None):
-            raise ValueError(
-                "say where its weights come from: `train` (train it here) or `checkpoint` "
-                "(a file), one of the two"
-            )
+        elif self.train is not None and self.checkpoint is not None:
+            raise ValueError(f"has two origins; {TEACHER_ORIGINS}")
         return self
 
 

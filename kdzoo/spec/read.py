@@ -13,12 +13,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
 from kdzoo.errors import SpecError, did_you_mean
-from kdzoo.extend.bases import Loss
+from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.component import Params
 from kdzoo.extend.registry import Registry, registry
 from kdzoo.spec.document import Document, KeyPath
 from kdzoo.spec.models import (
     KINDS,
+    TEACHER_ORIGINS,
     AdapterEntry,
     Entry,
     LayersEntry,
@@ -178,6 +179,8 @@ class _Reader:
             update["teacher"] = self.teacher_run(spec.teacher, parents)
         else:
             teacher = self.model(("teacher",), spec.teacher)
+            if teacher.train is None and teacher.checkpoint is None:
+                self.need_pretrained(teacher)
             if teacher.train is not None:
                 stage = self.stage(("teacher",), Stage(train=teacher.train, losses=teacher.losses))
                 self.need_label_terms(("teacher",), stage, "a teacher that is trained here")
@@ -305,6 +308,13 @@ class _Reader:
         if spec.baseline:
             self.problem(("baseline",), "a run without a teacher is its own baseline; remove it")
 
+    def need_pretrained(self, teacher: TeacherEntry) -> None:
+        if self.problems:  # its parameters may be what is wrong
+            return
+        source: ModelSource = self.plugins.make(ModelSource.kind, teacher.use, teacher.params)
+        if not source.pretrained():
+            self.problem(("teacher",), TEACHER_ORIGINS)
+
     def need_label_terms(self, path: KeyPath, stage: Stage, what: str) -> None:
         for i, entry in enumerate(stage.losses):
             if self._guidance(entry) == "teacher":
@@ -341,7 +351,8 @@ _Model = typing.TypeVar("_Model", bound=BaseModel)
 def _plain(value: Any) -> Any:
     """A spec as data that reads back to an equal one."""
     if isinstance(value, TeacherEntry) and value.run is not None:
-        return {"run": value.run} | ({} if value.epoch is None else {"epoch": value.epoch})
+        given = {"run": value.run, "epoch": value.epoch, "check": value.check}
+        return {key: item for key, item in given.items() if item is not None}
     if isinstance(value, BaseModel):
         # What is None among the spec's own keys was not given; among params it may be a choice.
         own = {key: getattr(value, key) for key in type(value).model_fields}

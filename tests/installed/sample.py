@@ -104,6 +104,27 @@ class DropoutNet(kdzoo.ModelSource):
         return kdzoo.Layers(stages=("1", "2"), penultimate="4", head="5")
 
 
+class Knowing(kdzoo.ModelSource):
+    """Knows the planted classes by their last pixel, if its images are normalized as it needs."""
+
+    name = "sample-knowing"
+
+    def build(self, input_shape, num_classes):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
+        pixel = 20 / 255 * torch.arange(num_classes)  # of each class; the nearest one wins
+        with torch.no_grad():
+            model[1].weight.zero_()
+            model[1].weight[:, -1] = 1000 * 2 * pixel * 0.5
+            model[1].bias.copy_(1000 * (2 * pixel * 0.25 - pixel**2))
+        return model
+
+    def normalization(self):
+        return kdzoo.Normalization(mean=(0.25,), std=(0.5,))
+
+    def pretrained(self):
+        return True
+
+
 class Alternating(kdzoo.ClassPolicy):
     """Teaches one class less after every epoch; its only memory is its state."""
 
@@ -199,7 +220,7 @@ def kdzoo_policies():
 
 @kdzoo.hookimpl
 def kdzoo_models():
-    return [DropoutNet]
+    return [DropoutNet, Knowing]
 
 
 @kdzoo.hookimpl
