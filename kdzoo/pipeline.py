@@ -14,14 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kdzoo.data.images import Images, prepare
+from kdzoo.data.images import Images, ImageSet
+from kdzoo.data.load import load_images
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
 from kdzoo.distill.terms import Term, make_loss, set_up_policy
 from kdzoo.errors import CheckpointError, RunError, SpecError
 from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Observer
 from kdzoo.extend.calling import calling
-from kdzoo.extend.contracts import Floats, ImageData, Layers, RunInfo, TeachingCurves
+from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
 from kdzoo.report.summary import BestValidation, Report, Score
 from kdzoo.seeds import stream
@@ -140,7 +141,7 @@ class _Session:
     def __init__(self, runs: Path, spec: Spec) -> None:
         self.runs = runs
         self.device = _device(spec.device)
-        self._data: dict[str, ImageData] = {}
+        self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
 
     def do(self, spec: Spec, role: Role, *, fresh: bool = False) -> Run:
@@ -169,24 +170,22 @@ class _Session:
         key = json.dumps([spec.data.model_dump(mode="json"), seed])
         if key not in self._images:
             entry = spec.data
-            self._images[key] = prepare(
-                entry.use,
-                self._load(entry),
+            self._images[key] = self._load(entry).prepare(
                 validation=entry.validation,
                 split_seed=entry.split_seed,
                 augment_seed=seed,
                 crop=entry.crop,
                 flip=entry.flip,
-                device=self.device,
             )
         return self._images[key]
 
-    def _load(self, entry: DataEntry) -> ImageData:
+    def _load(self, entry: DataEntry) -> ImageSet:
         key = json.dumps([entry.use, entry.params])
         if key not in self._data:
             source: DataSource = registry().make(DataSource.kind, entry.use, entry.params)
             with calling(f'data "{entry.use}"'):
-                self._data[key] = source.load()
+                answer = source.load()
+            self._data[key] = load_images(entry.use, answer, self.device)
         return self._data[key]
 
     def identity(self, spec: Spec) -> str:

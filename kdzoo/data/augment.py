@@ -38,22 +38,28 @@ class Augmentation:
             epoch: each epoch has its own views.
 
         Returns:
-            (B, channels, height, width), of the images' type.
+            (B, channels, height, width), of the images' type, with the channels last in memory.
         """
-        batch, _, height, width = images.shape
-        rows = torch.arange(height, device=images.device).expand(batch, -1)
-        columns = torch.arange(width, device=images.device).expand(batch, -1)
-        if self.crop:
-            span = 2 * self.crop + 1
-            images = functional.pad(images, [self.crop] * 4)
-            rows = rows + hashed_below(span, self.seed, indices, epoch, _DOWN)[:, None]
-            columns = columns + hashed_below(span, self.seed, indices, epoch, _RIGHT)[:, None]
-        if self.flip:
-            mirrored = hashed_below(2, self.seed, indices, epoch, _MIRROR).bool()[:, None]
-            columns = torch.where(mirrored, columns.flip(1), columns)
+        return self.cut(images, self.draw(indices, epoch))
+
+    def draw(self, indices: Tensor, epoch: int) -> Tensor:
+        """(B, 3), int64: how far down and right each view lies, and whether it is mirrored."""
+        span = 2 * self.crop + 1
+        draws = ((span, _DOWN), (span, _RIGHT), (2 if self.flip else 1, _MIRROR))
+        return torch.stack([hashed_below(n, self.seed, indices, epoch, k) for n, k in draws], 1)
+
+    def cut(self, images: Tensor, draws: Tensor) -> Tensor:
+        """The views that were drawn; see :meth:`__call__`."""
         if not (self.crop or self.flip):
-            return images
-        every = torch.arange(batch, device=images.device)[:, None, None]
-        # Indexing puts the channels last: (B, height, width, channels).
-        views = images.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]]
-        return views.permute(0, 3, 1, 2).contiguous()
+            return images.contiguous(memory_format=torch.channels_last)
+        batch, channels, height, width = images.shape
+        down, right, mirrored = draws[:, :, None].unbind(1)
+        rows = torch.arange(height, device=images.device) + down
+        columns = torch.arange(width, device=images.device)
+        columns = torch.where(mirrored.bool(), columns.flip(0), columns) + right
+        padded = functional.pad(images, [self.crop] * 4).permute(0, 2, 3, 1)
+        first = torch.arange(batch, device=images.device)[:, None, None] * padded.shape[1]
+        pixels = (first + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
+        # One flat index: several at once take three times as long.
+        views = padded.reshape(-1, channels).index_select(0, pixels.flatten())
+        return views.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -8,23 +8,19 @@ import torch
 import kdzoo
 from kdzoo.data.augment import Augmentation
 from kdzoo.data.hashing import hashed, hashed_below
-from kdzoo.data.images import Images, prepare
+from kdzoo.data.images import Images, ImageSet
+from kdzoo.data.load import load_images
 from kdzoo.extend.bases import DataSource
 from kdzoo.extend.registry import registry
 
 
-def images(validation: float = 0.1, split_seed: int = 0, **params: object) -> Images:
+def loaded(**params: object) -> ImageSet:
     data = registry().make(DataSource.kind, "sample-odd", params).load()
-    return prepare(
-        "sample-odd",
-        data,
-        validation=validation,
-        split_seed=split_seed,
-        augment_seed=5,
-        crop=None,
-        flip=None,
-        device=torch.device("cpu"),
-    )
+    return load_images("sample-odd", data, torch.device("cpu"))
+
+
+def images(validation: float = 0.1, split_seed: int = 0, **params: object) -> Images:
+    return loaded(**params).prepare(validation=validation, split_seed=split_seed, augment_seed=5)
 
 
 def views(batch_size: int, epoch: int = 3) -> dict[int, torch.Tensor]:
@@ -66,6 +62,34 @@ def test_a_view_is_a_crop_of_the_padded_image_perhaps_mirrored() -> None:
         assert matches
         seen.add(matches[0])
     assert len(seen) == 50  # every offset, mirrored and not
+
+
+def test_all_views_have_the_channels_last_in_memory() -> None:
+    for crop, flip in ((None, None), (0, False)):
+        data = loaded(per_class=20).prepare(
+            validation=0.1, split_seed=0, augment_seed=5, crop=crop, flip=flip
+        )
+        for view in (*data.epoch(0, 8, seed=0), *data.train.plain(7), *data.test.plain()):
+            assert view.inputs.is_contiguous(memory_format=torch.channels_last)
+            assert view.inputs.shape[1:] == data.input_shape == (2, 5, 7)
+
+
+def test_splits_and_seeds_share_one_copy_of_the_images() -> None:
+    at_once = loaded(per_class=20)
+    seen = at_once.train_pixels.data_ptr()
+    for seed in (0, 1):
+        data = at_once.prepare(validation=0.1, split_seed=seed, augment_seed=seed)
+        assert data.train._pixels.data_ptr() == data.validation._pixels.data_ptr() == seen
+
+
+def test_plain_views_are_the_sources_own_images() -> None:
+    source = registry().make(DataSource.kind, "sample-odd", {}).load()
+    data = images()
+    for split in (data.train, data.validation):
+        for view in split.plain(4):
+            pixels = (view.inputs * 255).round().byte()
+            assert torch.equal(pixels, source.train_images[view.indices])
+            assert torch.equal(view.targets, source.train_targets[view.indices])
 
 
 def test_no_augmentation_leaves_the_images_as_they_are() -> None:
