@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
     from kdzoo.extend.hookspecs import API_VERSION as API_VERSION
     from kdzoo.extend.hookspecs import hookimpl as hookimpl
+    from kdzoo.extend.registry import register as register
     from kdzoo.pipeline import Run as Run
     from kdzoo.pipeline import load_student as load_student
     from kdzoo.pipeline import run as run
@@ -92,6 +93,7 @@ _HOMES = {
         "TeachingCurves",
     ],
     "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
+    "kdzoo.extend.registry": ["register"],
     "kdzoo.report.summary": ["Report"],
     "kdzoo.pipeline": ["Run", "load_student", "run"],
     "kdzoo.spec.models": ["Spec"],

@@ -31,6 +31,18 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the spec: losses.kd.temperature=2."),
 ]
+PluginFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="A Python file with components of your own."),
+]
+
+
+def _add(files: list[Path] | None) -> None:
+    """Load local plugins, for this command only: a spec can never name code."""
+    from kdzoo.extend.registry import registry
+
+    for file in files or ():
+        registry().add_file(file)
 
 
 @app.callback(invoke_without_command=True)
@@ -52,6 +64,7 @@ def _options(
 def run(
     spec: SpecFile,
     settings: Settings = None,
+    plugin: PluginFiles = None,
     runs: Annotated[Path, typer.Option(help="Where the run directories are.")] = Path("runs"),
     fresh: Annotated[
         bool,
@@ -64,6 +77,7 @@ def run(
     import kdzoo
     from kdzoo.report.summary import summary_lines, summary_table
 
+    _add(plugin)
     try:
         done = kdzoo.run(spec, settings or (), runs=runs, fresh=fresh)
     except KeyboardInterrupt:
@@ -81,20 +95,22 @@ def run(
 
 
 @app.command()
-def validate(spec: SpecFile, settings: Settings = None) -> None:
+def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = None) -> None:
     """Check a spec without running it."""
     import kdzoo
 
+    _add(plugin)
     checked = kdzoo.read_spec(spec, settings or ())
     print(f'{spec}: is a valid spec ("{checked.name}", {checked.epochs} epochs)')
 
 
 @app.command()
-def schema() -> None:
+def schema(plugin: PluginFiles = None) -> None:
     """Print the JSON Schema of a spec, with every installed plugin's params, for editors."""
     from kdzoo.extend.registry import registry
     from kdzoo.spec.schema import json_schema
 
+    _add(plugin)
     print(json.dumps(json_schema(registry()), indent=2))
 
 
@@ -131,6 +147,7 @@ def init(
 def plugins(
     check: Annotated[bool, typer.Option("--check", help="Fail if a plugin is broken.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """List the installed plugins, what they add, and why one is broken."""
     from dataclasses import asdict
@@ -140,6 +157,7 @@ def plugins(
 
     from kdzoo.extend.registry import registry
 
+    _add(plugin)
     records = registry().records
     if as_json:
         print(json.dumps([asdict(record) for record in records], indent=2))
@@ -161,6 +179,7 @@ def plugins(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: PluginFiles = None,
 ) -> None:
     """Classify the test images with a finished run's student."""
     from rich.console import Console
@@ -168,6 +187,7 @@ def evaluate(
 
     from kdzoo.pipeline import evaluate_run
 
+    _add(plugin)
     score = evaluate_run(run)
     if as_json:
         print(score.model_dump_json(indent=2))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.util
 import inspect
 import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
@@ -20,13 +24,16 @@ from kdzoo.errors import PluginError, SpecError, did_you_mean
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
 
-__all__ = ["GROUP", "PluginRecord", "Registry", "registry"]
+__all__ = ["GROUP", "PluginRecord", "Registry", "register", "registry"]
 
 GROUP = "kdzoo"
 """The entry-point group under which plugins are found."""
 
 BUNDLED = "kdzoo"
 """The distribution whose plugins come first, so that nobody else's can take their names."""
+
+REGISTERED = "this process"
+"""In place of a distribution: components that were registered from Python."""
 
 log = logging.getLogger("kdzoo")
 
@@ -41,8 +48,8 @@ class PluginRecord:
 
     Attributes:
         name: the entry point's name.
-        distribution: the package that brought it, or "unknown".
-        version: that package's version.
+        distribution: the package that brought it, or "unknown"; for a local file its path.
+        version: that package's version; for a local file a hash of what is in it.
         status: ``active``, ``broken`` (see ``reason``) or ``disabled``.
         reason: why it is broken; empty otherwise.
         adds: the names of its components, by kind.
@@ -158,23 +165,64 @@ class Registry:
         record = functools.partial(PluginRecord, entry.name, distribution, version)
         if entry.name in disabled:
             return record("disabled")
-        unique = f"{distribution}:{entry.name}"
         try:
-            plugin = _import(entry)
-            components = self._collect(unique, plugin)
+            components = self._collect(f"{distribution}:{entry.name}", _import(entry))
             self._refuse_duplicates(components, distribution)
         except PluginError as error:
             return record("broken", str(error))
         except Exception as error:  # whatever else a module can do when it is looked at
             return record("broken", f"cannot be examined: {type(error).__name__}: {error}")
+        return self._keep(components, record("active"))
+
+    def add_file(self, path: Path) -> None:
+        """Add the plugin in a local file: a module with hooks, as an installed one is.
+
+        Raises:
+            PluginError: it cannot be read or breaks the contract; the message names the file.
+        """
+        path = path.resolve()
+        if any(record.distribution == str(path) for record in self.records):
+            return
+        try:
+            version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        except OSError as error:
+            raise PluginError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            components = self._collect(str(path), _import_file(path))
+            self._refuse_duplicates(components, str(path))
+        except PluginError as error:
+            raise PluginError(f"{path}: {error}") from error
+        record = PluginRecord(path.stem, str(path), version, "active")
+        self.records.append(self._keep(components, record))
+
+    def add(self, component: type[Component]) -> None:
+        """Add a component of this process, or replace one that it added before.
+
+        Raises:
+            PluginError: it breaks its kind's contract, or its name is taken.
+        """
+        kind = getattr(component, "kind", None)
+        base = next((base for base in HOOKS.values() if base.kind == kind), None)
+        if base is None:
+            raise PluginError(f"{component!r} is no component: derive it from kdzoo.Loss, ...")
+        check_component(component, base)
+        other = self._components[component.kind].get(component.name)
+        if other is not None and self._owners[other].distribution == REGISTERED:
+            self.records.remove(self._owners.pop(other))
+            del self._components[component.kind][component.name]
+        self._refuse_duplicates([component], REGISTERED)
+        record = PluginRecord(component.__name__, REGISTERED, "", "active")
+        self.records.append(self._keep([component], record))
+
+    def _keep(self, components: list[type[Component]], record: PluginRecord) -> PluginRecord:
         adds: dict[str, tuple[str, ...]] = {}
         for component in components:
             adds[component.kind] = (*adds.get(component.kind, ()), component.name)
-        done = record("active", adds=adds)
+        record = replace(record, adds=adds)
         for component in components:
             self._components[component.kind][component.name] = component
-            self._owners[component] = done
-        return done
+            self._owners[component] = record
+        return record
 
     def _collect(self, name: str, plugin: Any) -> list[type[Component]]:
         """Register one plugin, call its hooks alone, and check every class that they return."""
@@ -269,9 +317,43 @@ def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -
         raise PluginError(f"{where}: is mutable; use a tuple")
 
 
+def register(*components: type[Component]) -> None:
+    """Make components of your own known to specs, for this process.
+
+    ``kdzoo.register(MyModel)``, then ``student: {use: my-model}``. What is to be shared belongs
+    into a package with an entry point; what is to be used from the command line, into a file:
+    ``kdzoo run spec.yaml --plugin my_models.py``.
+
+    Raises:
+        PluginError: a class breaks its kind's contract, or its name is taken.
+    """
+    for component in components:
+        registry().add(component)
+
+
+def _import_file(path: Path) -> Any:
+    name = f"kdzoo_local_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError("is no Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its classes look for their module there
+    loader = spec.loader
+
+    def load() -> Any:
+        loader.exec_module(module)
+        return module
+
+    return _loaded(load)
+
+
 def _import(entry: metadata.EntryPoint) -> Any:
+    return _loaded(entry.load)
+
+
+def _loaded(load: Callable[[], Any]) -> Any:
     try:
-        plugin = entry.load()
+        plugin = load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin that calls sys.exit() must not end the others

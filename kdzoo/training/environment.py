@@ -27,9 +27,12 @@ def keep_environment(directory: RunDirectory, device: torch.device) -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "versions": {
-            name: metadata.version(name)
-            for name in ("torch", "numpy", *sorted({r.distribution for r in registry().records}))
-            if name != "unknown"
+            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+            **{
+                record.distribution: record.version
+                for record in sorted(registry().records, key=str)
+                if record.version and record.distribution != "unknown"
+            },
         },
     }
     if not directory.environment.exists():

@@ -1,0 +1,121 @@
+"""Components of one's own without a package: from a local file, or registered from Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import nn
+
+import kdzoo
+from kdzoo.extend.registry import Registry, registry
+
+MODELS = '''
+import kdzoo
+from torch import nn
+
+class Net(kdzoo.ModelSource):
+    """One linear layer."""
+    name = "my-net"
+    def build(self, input_shape, num_classes):
+        channels, height, width = input_shape
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+@kdzoo.hookimpl
+def kdzoo_models():
+    return [Net]
+'''
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path, tiny: dict[str, Any]) -> Path:
+    file = tmp_path / "tiny.yaml"
+    with file.open("w") as stream:
+        YAML(typ="safe", pure=True).dump({**tiny, "student": "my-net"}, stream)
+    return file
+
+
+def test_a_local_file_is_loaded_from_the_command_line_alone(
+    tmp_path: Path, spec_file: Path, kdzoo_command: Callable[..., Any]
+) -> None:
+    (tmp_path / "my_models.py").write_text(MODELS)
+    without = kdzoo_command("validate", "tiny.yaml")
+    assert without.returncode == 1
+    assert 'unknown model "my-net"' in without.stderr
+    missing = kdzoo_command("validate", "tiny.yaml", "--plugin", "our_models.py")
+    assert missing.stderr.strip().endswith(
+        "our_models.py: cannot be read: No such file or directory"
+    )
+    done = kdzoo_command("run", "tiny.yaml", "--plugin", "my_models.py")
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("runs/tiny-??????????")
+    versions = json.loads((run / "environment.json").read_text())["versions"]
+    assert str(tmp_path / "my_models.py") in versions
+    for command in (("evaluate", str(run)), ("schema",)):
+        done = kdzoo_command(*command, "--plugin", "my_models.py")
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    listed = kdzoo_command("plugins", "--json", "--plugin", "my_models.py").stdout
+    mine = [record for record in json.loads(listed) if record["name"] == "my_models"]
+    assert [record["adds"] for record in mine] == [{"model": ["my-net"]}]
+    (tmp_path / "my_models.py").write_text(MODELS + "# changed\n")
+    again = kdzoo_command("run", "tiny.yaml", "--plugin", "my_models.py")
+    assert "my_models.py was" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gone.py", None, "cannot be read: No such file"),
+        ("broken.py", "import nothing_like_it", "cannot be imported: ModuleNotFoundError"),
+        ("exits.py", "raise SystemExit(3)", "cannot be imported: SystemExit"),
+        ("empty.py", "", "adds nothing"),
+        ("text.txt", MODELS, "is no Python file"),
+        ("taken.py", MODELS.replace("my-net", "mlp"), '"mlp" is already added by kdzoo'),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(kdzoo.PluginError) as failure:
+        Registry.installed().add_file(tmp_path / name)
+    assert str(failure.value).startswith(f"{tmp_path / name}: ")
+    assert message in str(failure.value)
+
+
+def linear(name_: str, bias: bool) -> type[kdzoo.ModelSource]:
+    class Linear(kdzoo.ModelSource):
+        """One linear layer."""
+
+        name = name_
+
+        def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[2], num_classes, bias=bias))
+
+    return Linear
+
+
+def test_registered_from_python_and_again_from_the_same_cell(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    before = list(registry().records)
+    try:
+        kdzoo.register(linear("cell", bias=True))
+        kdzoo.register(linear("cell", bias=False))
+        run = kdzoo.run({**tiny, "student": "cell"}, runs=tmp_path)
+        model = kdzoo.load_student(run.directory).model
+        assert [name for name, _ in model.named_parameters()] == ["1.weight"]
+        with pytest.raises(kdzoo.PluginError, match='"mlp" is already added by kdzoo'):
+            kdzoo.register(linear("mlp", bias=True))
+        with pytest.raises(kdzoo.PluginError, match="is no component"):
+            kdzoo.register(torch.nn.Linear)  # type: ignore[type-var]
+        assert len(registry().records) == len(before) + 1
+    finally:
+        registry.cache_clear()
