@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tapping import tapped
 from torch import Tensor, nn
 
 import kdzoo
@@ -21,40 +22,10 @@ PUBLISHED = json.loads((GOLDEN / "cifar_models.json").read_text())
 ONE_A_FAMILY = ["resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 
 
-class Reads(kdzoo.Loss):
-    """Taps the layers that it is given."""
-
-    name = "reads"
-    guidance = "label"
-
-    def __init__(self, layers: tuple[kdzoo.Layer, ...]) -> None:
-        super().__init__()
-        self.layers = tuple(kdzoo.LayerPair(layer, layer) for layer in layers)
-
-    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
-        return nn.functional.cross_entropy(student.logits, batch.targets, reduction="none")
-
-
 def build(name: str, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, kdzoo.Layers]:
     source = registry().make("model", name, {})
     torch.manual_seed(0)
     return source.build(shape, classes), source.layers()
-
-
-def tapped(
-    model: nn.Module, layers: kdzoo.Layers, example: Tensor, classes: int
-) -> kdzoo.Distiller:
-    """A Distiller that reads all declared stages and the penultimate layer."""
-    wanted = (*range(len(layers.stages)), "penultimate")
-    return kdzoo.Distiller(
-        None,
-        model,
-        [kdzoo.Term("reads", Reads(wanted))],
-        example=example,
-        classes=[str(c) for c in range(classes)],
-        num_samples=1,
-        student_layers=layers,
-    )
 
 
 def named_weight(name: str, shape: list[int]) -> Tensor:
@@ -161,3 +132,12 @@ def test_vgg_pools_larger_images_once_more_and_refuses_smaller_ones() -> None:
     assert last(8) == (1, 1)
     with pytest.raises(kdzoo.SpecError, match="7x32 pixels are too few"):
         build("vgg8", (3, 7, 32), 5)
+
+
+def test_mobilenet_does_not_clip() -> None:
+    """The golden activations stay below 6: they cannot tell ReLU from the paper's ReLU6."""
+    model, _ = build("MobileNetV2", (3, 32, 32), 5)
+    activations = [m for m in model.modules() if not (list(m.children()) or m.state_dict())]
+    bent = [m for m in activations if "ReLU" in type(m).__name__]
+    assert len(bent) == 2 + 2 * 17
+    assert all(m(torch.tensor([7.0])) == 7 for m in bent)
