@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,11 +108,14 @@ def _tensor(value: Any) -> bool:
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote, as long as it is data: no code in the file is run.
 
+    NumPy's numbers are data too: published files hold an accuracy beside the weights.
+
     Raises:
         CheckpointError: the file is damaged, or holds more than data.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
@@ -120,3 +124,11 @@ def load_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is damaged, or holds something else than tensors and plain data{detail}"
         ) from error
+
+
+def _numpy_numbers() -> list[Any]:
+    """What the pickle of a NumPy number calls, by the names that it has had."""
+    make = np.float64().__reduce__()[0]
+    types = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd?"}
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
+    return [np.dtype, *types, *((make, f"{module}.scalar") for module in modules)]

@@ -102,18 +102,19 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
     Args:
         model: the model, as :meth:`kdzoo.ModelSource.build` made it.
         file: ``.safetensors``, or what ``torch.save`` wrote: a state dict, alone or under
-            ``model`` or ``state_dict``.
+            ``model`` or ``state_dict``, of the model or of a wrapper around it: DataParallel
+            (``module.``), or a distiller (``student.``), whose other entries are passed over.
         what: what the model is, for errors ("the teacher").
 
     Raises:
         CheckpointError: the file is damaged or belongs to another architecture or class count.
     """
+    own = model.state_dict()
     if file.suffix == ".safetensors":
         with _reading(file):
             state: dict[str, Tensor] = safetensors.torch.load_file(file)
     else:
-        state = _state_dict_in(load_tensors(file), file)
-    own = model.state_dict()
+        state = _unwrapped(_state_dict_in(load_tensors(file), file), own)
     aliases = set(own) - set(_without_aliases(own))
     problems = [
         *_differences("lacks", sorted(set(own) - set(state) - aliases)),
@@ -145,8 +146,16 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     ):
         raise CheckpointError(f"{file}: holds no state dict (names and tensors)")
-    wrapped = all(name.startswith("module.") for name in content)  # by DataParallel
-    return {name.removeprefix("module.") if wrapped else name: t for name, t in content.items()}
+    return content
+
+
+def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # A distiller may hold its student in a module of the method's, under ``student`` once more.
+    for prefix in ("module.", "student.", "student."):
+        inside = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+        if inside and not any(name.startswith(prefix) for name in own):
+            state = inside
+    return state
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tapping import tapped
 from torch import Tensor, nn
 
@@ -141,3 +142,25 @@ def test_mobilenet_does_not_clip() -> None:
     bent = [m for m in activations if "ReLU" in type(m).__name__]
     assert len(bent) == 2 + 2 * 17
     assert all(m(torch.tensor([7.0])) == 7 for m in bent)
+
+
+def test_a_teacher_as_the_literature_publishes_it(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    tiny["data"]["per_class"] = 30
+    tiny["teacher"] = {"use": "resnet8", "train": {"epochs": 10}}
+    tiny["baseline"] = False
+    tiny["policy"] = "all"
+    trained = kdzoo.run(tiny, runs=tmp_path)
+    weights = Path(trained.report.directories["teacher"]) / "student.safetensors"
+    state = {}
+    for key, value in load_file(weights).items():
+        state[f"module.teacher.{key}"] = torch.zeros_like(value)
+        state[f"module.student.{key}"] = value
+    published = {"epoch": 240, "model": state, "best_acc": np.float64(0.7)}
+    torch.save(published, tmp_path / "student_best.pth")
+    loaded = {"use": "resnet8", "checkpoint": str(tmp_path / "student_best.pth")}
+    again = kdzoo.run({**tiny, "teacher": loaded}, runs=tmp_path)
+    assert again.report.teacher == trained.report.teacher
+    assert again.report.student == trained.report.student
+    loaded["use"] = "resnet14"
+    with pytest.raises(kdzoo.CheckpointError, match=r"it lacks layer1\.1\."):
+        kdzoo.run({**tiny, "teacher": loaded}, runs=tmp_path)

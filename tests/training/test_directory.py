@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,15 +113,78 @@ def net(width: int = 4, classes: int = 3) -> nn.Module:
     return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
-def test_weights_as_others_save_them(tmp_path: Path, wrap) -> None:
+def in_module(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+def in_distiller(state: dict[str, Any]) -> dict[str, Any]:
+    """As a whole distiller saves itself: the teacher's weights have the same names."""
+    teachers = {f"teacher.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    students = {f"student.{name}": tensor for name, tensor in state.items()}
+    return {**teachers, **students, "regressor.weight": torch.zeros(3)}
+
+
+def beside_numbers(state: dict[str, Any]) -> dict[str, Any]:
+    numbers = {"best_acc": np.float64(0.7), "top5": np.float32(0.9), "step": np.int64(3)}
+    return {"epoch": 240, "model": state, "accuracy": torch.tensor(0.7), **numbers}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda s: s,
+        in_module,
+        in_distiller,
+        lambda s: in_module(in_distiller(s)),
+        lambda s: in_module(in_distiller({f"student.{name}": t for name, t in s.items()})),
+    ],
+    ids=["bare", "module", "student", "module.student", "module.student.student"],
+)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s},
+        lambda s: {"state_dict": s},
+        lambda s: {"model": {"state_dict": s}},
+        beside_numbers,
+    ],
+    ids=["alone", "model", "state_dict", "model.state_dict", "beside numbers"],
+)
+def test_weights_as_others_save_them(tmp_path: Path, wrap, names) -> None:
     source, target = net(), net()
-    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    torch.save(wrap(names(source.state_dict())), tmp_path / "w.pth")
     load_weights(target, tmp_path / "w.pth", "the teacher")
     assert torch.equal(source[0].weight, target[0].weight)
-    parallel = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
-    torch.save(wrap(parallel), tmp_path / "w.pth")
-    load_weights(net(), tmp_path / "w.pth", "the teacher")
+
+
+@pytest.mark.parametrize("name", ["module", "student"])
+def test_a_model_may_itself_have_the_name_of_a_wrapper(tmp_path: Path, name: str) -> None:
+    source, target = (nn.Sequential(OrderedDict({name: net(), "head": net()})) for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth", "the teacher")
+    assert torch.equal(source.head[0].weight, target.head[0].weight)
+
+
+def test_numbers_as_older_numpy_wrote_them(tmp_path: Path) -> None:
+    """Its module was numpy.core; files of that time are all over the literature."""
+    file = tmp_path / "w.pth"
+    state = {"model": net().state_dict(), "best_acc": np.float64(0.7)}
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    old = file.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    file.write_bytes(old)
+    assert b"numpy.core.multiarray" in old
+    assert load_tensors(file)["best_acc"] == 0.7
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(3), np.str_("x"), np.array([{}], object)], ids=["array", "text", "objects"]
+)
+def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
+    torch.save({"best_acc": value}, tmp_path / "w.pth")
+    with pytest.raises(kdzoo.CheckpointError, match="something else than tensors"):
+        load_tensors(tmp_path / "w.pth")
+    assert np.dtype not in torch.serialization.get_safe_globals()
 
 
 @pytest.mark.parametrize(
