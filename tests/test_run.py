@@ -353,6 +353,11 @@ def test_teacher_and_student_may_be_normalized_differently(
     assert other.report.teacher == plain.report.teacher
     own = kdzoo.load_student(other.directory)
     assert (own.mean.item(), own.std.item()) == pytest.approx((0.1, 2.0))
+    # Weights of ours bring the normalization that they were trained with.
+    ours = {**student, "checkpoint": str(other.directory / "student.safetensors"), "check": False}
+    del ours["normalize"]
+    third = kdzoo.run({**tiny, "teacher": ours}, runs=tmp_path)
+    assert third.report.teacher == other.report.student
     wrong = {**loaded, "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     with pytest.raises(kdzoo.SpecError, match=r"3 means, and the images have 1 channels"):
         kdzoo.run({**tiny, "teacher": wrong}, runs=tmp_path)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kdzoo.distill.taps import Tapped
 
 __all__ = ["fold_batch_norm"]
 
-_FOLDED = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}  # these exact classes
+# These exact classes: one that is derived, or parametrized, may compute something else.
+_FOLDED = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ def _pairs(network: nn.Module, example: Tensor) -> Iterator[_Pair]:
         for module in modules
         if type(module) in {*_FOLDED, *_FOLDED.values()}
         and not (module._forward_hooks or module._forward_pre_hooks)
-        and not parametrize.is_parametrized(module)
     ]
     handles = [module.register_forward_pre_hook(enters) for module in watched]
     handles += [module.register_forward_hook(leaves) for module in watched]

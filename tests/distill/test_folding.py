@@ -101,6 +101,20 @@ def test_a_tapped_layer_is_left_alone_and_sees_what_it_saw() -> None:
     torch.testing.assert_close(made._teach(images).features["two.bn"], before)
 
 
+def test_somebody_elses_hooks_see_what_they_saw() -> None:
+    teacher = network(one=Block(6))
+    made = distiller(teacher)
+    seen: list[Tensor] = []
+    teacher.one.conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    teacher.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(4, 1, 8, 8)
+    teacher(images)
+    before = [value.clone() for value in seen]
+    assert made.fold_teacher(images) == 1
+    teacher(images)
+    torch.testing.assert_close(seen[-2:], before)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

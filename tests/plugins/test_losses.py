@@ -326,6 +326,17 @@ def test_finite_at_extremes(name: str, dtype: torch.dtype) -> None:
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "fitnet"])
+def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
+    given = Given(name, torch.float32)
+    given.loss.adapters = nn.ModuleList(nn.Identity() for _ in given.loss.layers)
+    halves = [mapped(o, lambda value: value.to(dtype)) for o in (given.student, given.teacher)]
+    singles = [mapped(o, Tensor.float) for o in halves]
+    rows = given.rows(student=halves[0], teacher=halves[1])
+    assert torch.equal(rows, given.rows(student=singles[0], teacher=singles[1]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_survives_a_copy_and_its_state(name: str) -> None:
     given = Given(name)
