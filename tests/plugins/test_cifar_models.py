@@ -86,14 +86,18 @@ def test_other_images_train_every_weight(name: str, shape: tuple[int, int, int])
 
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY)
-def test_channels_last_says_the_same(name: str) -> None:
-    model, _ = build(name, (3, 32, 32), 5)
+def test_channels_last_stay_last_and_say_the_same(name: str) -> None:
+    model, layers = build(name, (3, 32, 32), 5)
     images = torch.rand(2, 3, 32, 32)
+    distiller = tapped(model, layers, images, 5).eval()
+    targets = torch.tensor([0, 1])
     with torch.no_grad():
-        wanted = model.eval()(images)
-        model.to(memory_format=torch.channels_last)
-        said = model(images.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(said, wanted, rtol=1e-4, atol=1e-5)
+        wanted = distiller(images, targets).student
+        distiller.to(memory_format=torch.channels_last)
+        said = distiller(images.to(memory_format=torch.channels_last), targets).student
+    torch.testing.assert_close(said.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+    for stage in range(len(layers.stages)):
+        assert said.features[stage].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ONE_A_FAMILY)

@@ -18,8 +18,13 @@ __all__ = ["ShuffleV1", "ShuffleV2"]
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
-    """(B, C, H, W): the first channel of each group, then the second of each, and so on."""
-    return torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    """(B, C, H, W): the first channel of each group, then the second of each, and so on.
+
+    It is done with the channels last, and the answer lies so in memory: shuffled where they are,
+    channels that lie last would come out first, and every later layer would turn them back.
+    """
+    apart = torch.unflatten(x.movedim(1, -1), -1, (groups, -1))
+    return apart.transpose(-1, -2).flatten(-2).movedim(-1, 1)
 
 
 def _depthwise(channels: int, stride: int) -> nn.Conv2d:
