@@ -112,7 +112,7 @@ def load_student(directory: str | Path) -> Network:
     recipe = NetworkRecipe.of(file)
     if recipe is None:
         raise CheckpointError(f"{file}: was not written by kdzoo")
-    network, _ = recipe.build(seed=0)
+    network, _ = recipe.build(seed=0, weights_follow=True)
     load_weights(network.model, file, "the student")
     return network.eval()
 
@@ -220,13 +220,13 @@ class _Plan:
         self.spec = spec
         self.role: Role = role
         self.images = session.images(spec)
-        self.recipe = _recipe(spec.student, self.images, "student")
-        self.student, student_layers = self._network(self.recipe, spec.student, "student")
         self.others: dict[Role, Spec] = {}  # the runs that this one builds on
         if (trained := teacher_spec(spec)) is not None:
             self.others["teacher"] = trained
         if spec.baseline:
             self.others["baseline"] = baseline_spec(spec)
+        self.recipe = _recipe(spec.student, self.images, "student")
+        self.student, student_layers = self._network(self.recipe, spec.student, "student")
         # The weights of a teacher that comes out of a run are filled in when that run is done.
         self.teacher: Network | None = None
         self.teacher_accuracy: float | None = None  # where it was checked
@@ -330,7 +330,8 @@ class _Plan:
     def _network(
         self, recipe: NetworkRecipe, entry: ModelEntry, role: str
     ) -> tuple[Network, Layers]:
-        network, layers = recipe.build(stream(self.spec.seed, role))
+        loaded = entry.checkpoint is not None or role in self.others
+        network, layers = recipe.build(stream(self.spec.seed, role), weights_follow=loaded)
         if entry.checkpoint is not None:
             load_weights(network.model, Path(entry.checkpoint), f"the {role}")
         network.to(self.session.device)

@@ -171,12 +171,17 @@ class ModelSource(Component, ABC):
     """Builds one architecture.
 
     :meth:`build` draws its initial weights from torch's global generator, which the engine seeds.
+
+    Attributes:
+        weights_follow: whether all weights are about to be loaded over those that :meth:`build`
+            brings, so that it need not fetch any; set by the engine.
     """
 
     kind = "model"
     engine_keys = frozenset(
         {"checkpoint", "normalize", "train", "losses", "seed", "run", "epoch", "check"}
     )
+    weights_follow = False
 
     @abstractmethod
     def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

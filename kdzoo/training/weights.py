@@ -56,13 +56,18 @@ class NetworkRecipe:
         self.mean = tuple(mean)
         self.std = tuple(std)
 
-    def build(self, seed: int) -> tuple[Network, Layers]:
+    def build(self, seed: int, *, weights_follow: bool = False) -> tuple[Network, Layers]:
         """The network with fresh weights, and its layer names. The random state is left as it was.
+
+        Args:
+            seed: of the weights.
+            weights_follow: whether all of them will be loaded.
 
         Raises:
             SpecError: no such architecture, or it cannot take these images and classes.
         """
         source: ModelSource = registry().make(ModelSource.kind, self.use, self.params)
+        source.weights_follow = weights_follow
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             with calling(f'model "{self.use}"'):

@@ -164,6 +164,17 @@ def test_trained_weights_and_their_normalization(published: dict[str, torch.Tens
     train_a_step(model, origin.layers(), (3, 32, 32))
 
 
+def test_weights_that_will_be_replaced_are_not_fetched(
+    published: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    (file,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    file.write_bytes(b"not what torchvision expects")
+    origin = source("torchvision", model="squeezenet1_1", weights="DEFAULT")
+    origin.weights_follow = True
+    model = origin.build((3, 32, 32), 1000)
+    assert list(model.state_dict()) == list(published)
+
+
 def test_listing_the_models_imports_neither() -> None:
     program = (
         "import sys\n"

@@ -44,7 +44,7 @@ class Timm(kdzoo.ModelSource):
             options["img_size"] = tuple(size)
         try:
             model: nn.Module = _timm().create_model(
-                name, pretrained=self.params.pretrained, **options
+                name, pretrained=self.params.pretrained and not self.weights_follow, **options
             )
         except (AssertionError, RuntimeError, ValueError) as error:  # how timm refuses
             raise kdzoo.SpecError(f"{name} cannot be built: {error}") from error

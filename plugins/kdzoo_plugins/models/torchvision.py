@@ -46,7 +46,7 @@ class Torchvision(kdzoo.ModelSource):
             raise kdzoo.SpecError(
                 f"torchvision's models take images of 3 channels, and these have {channels}"
             )
-        weights = self._weights()
+        weights = None if self.weights_follow else self._weights()
         name = self.params.model
         options: dict[str, Any] = {}
         if weights is None:
