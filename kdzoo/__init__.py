@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import ClassWeights as ClassWeights
     from kdzoo.extend.contracts import EpochRecord as EpochRecord
     from kdzoo.extend.contracts import ImageData as ImageData
+    from kdzoo.extend.contracts import ImageFiles as ImageFiles
+    from kdzoo.extend.contracts import ImageList as ImageList
     from kdzoo.extend.contracts import LayerPair as LayerPair
     from kdzoo.extend.contracts import Layers as Layers
     from kdzoo.extend.contracts import Normalization as Normalization
@@ -83,6 +85,8 @@ _HOMES = {
         "ClassWeights",
         "EpochRecord",
         "ImageData",
+        "ImageFiles",
+        "ImageList",
         "LayerPair",
         "Layers",
         "Normalization",

@@ -141,6 +141,7 @@ class _Session:
     def __init__(self, runs: Path, spec: Spec) -> None:
         self.runs = runs
         self.device = _device(spec.device)
+        self.workers = spec.data.workers
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
 
@@ -185,7 +186,14 @@ class _Session:
             source: DataSource = registry().make(DataSource.kind, entry.use, entry.params)
             with calling(f'data "{entry.use}"'):
                 answer = source.load()
-            self._data[key] = load_images(entry.use, answer, self.device)
+            name = hashlib.sha256(key.encode()).hexdigest()[:10]
+            self._data[key] = load_images(
+                entry.use,
+                answer,
+                self.device,
+                cache=self.runs / ".cache" / f"{entry.use}-{name}.safetensors",
+                workers=self.workers,
+            )
         return self._data[key]
 
     def identity(self, spec: Spec) -> str:
@@ -193,7 +201,9 @@ class _Session:
         images = self.images(spec)
         hidden = {"name", "observers", "log_every", "device", "threads", "teacher", "data_seed"}
         decides = spec.model_dump(mode="json", exclude=hidden)
-        decides["data"] |= {
+        # The source's own params say where images are; what they are says the fingerprint.
+        kept = DataEntry.model_fields.keys() - {"workers"}
+        decides["data"] = spec.data.model_dump(mode="json", include=kept) | {
             "fingerprint": images.fingerprint,
             "crop": images.augmentation.crop,
             "flip": images.augmentation.flip,
@@ -246,14 +256,14 @@ class _Plan:
                 self.teacher,
                 self.student,
                 [Term(name, loss) for name, loss in losses.items()],
-                example=next(self.images.train.plain(2)).inputs,
+                example=self.images.example.inputs,
                 classes=self.images.classes,
                 num_samples=self.images.rows,
                 targets=self.images.row_targets(),
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )
-        try_step(self.distiller, self.stages, next(self.images.train.plain(2)))
+        try_step(self.distiller, self.stages, self.images.example)
         for name, other in self.others.items():
             _Plan(session, other, name)
 
@@ -269,7 +279,7 @@ class _Plan:
         if "baseline" in runs:
             self.distiller.curves.baseline = self._baseline_curve(runs["baseline"])
             self._compare_teacher(runs["baseline"])
-        self.distiller.fold_teacher(next(self.images.train.plain(4)).inputs)
+        self.distiller.fold_teacher(self.images.example.inputs)
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
@@ -335,7 +345,7 @@ class _Plan:
         if entry.checkpoint is not None:
             load_weights(network.model, Path(entry.checkpoint), f"the {role}")
         network.to(self.session.device)
-        network.prefer_channels_last(next(self.images.train.plain(2)).inputs)
+        network.prefer_channels_last(self.images.example.inputs)
         return network, layers
 
     def _teacher_recipe(self) -> NetworkRecipe:

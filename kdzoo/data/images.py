@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,11 @@ class Images:
         targets[self.train.indices.cpu()] = self.train.targets.cpu()
         return targets
 
+    @functools.cached_property
+    def example(self) -> View:
+        """Two training images, not augmented."""
+        return next(self.train.plain(2))
+
     def steps(self, batch_size: int) -> int:
         """How many steps an epoch has."""
         full, rest = divmod(len(self.train), batch_size)
@@ -135,7 +141,6 @@ class ImageSet(ABC):
         crop: how far random crops are off centre unless the spec says otherwise.
         flip: whether random views are mirrored unless the spec says otherwise.
         fingerprint: a hash of everything that the source delivered.
-        device: where the views are wanted.
     """
 
     source: str
@@ -148,7 +153,6 @@ class ImageSet(ABC):
     crop: int
     flip: bool
     fingerprint: str
-    device: torch.device
 
     def prepare(
         self,

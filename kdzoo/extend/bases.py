@@ -16,6 +16,7 @@ from kdzoo.extend.contracts import (
     ClassWeights,
     EpochRecord,
     ImageData,
+    ImageFiles,
     LayerPair,
     Layers,
     Normalization,
@@ -214,12 +215,12 @@ class DataSource(Component, ABC):
     """
 
     kind = "dataset"
-    engine_keys = frozenset({"validation", "split_seed", "crop", "flip"})
+    engine_keys = frozenset({"validation", "split_seed", "crop", "flip", "workers"})
     starter: ClassVar[str] = ""
 
     @abstractmethod
-    def load(self) -> ImageData:
-        """Read the images.
+    def load(self) -> ImageData | ImageFiles:
+        """Read the images, or say how they are read.
 
         Raises:
             DataError: they are missing or damaged; the message names the path.

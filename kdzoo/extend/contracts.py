@@ -5,22 +5,27 @@ B is the number of samples in a batch, C the number of classes, E the number of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from torch import Tensor
 
-from kdzoo.errors import SpecError
+from kdzoo.errors import DataError, SpecError
 
 __all__ = [
     "Batch",
     "ClassWeights",
     "EpochRecord",
     "ImageData",
+    "ImageFiles",
+    "ImageList",
     "Layer",
     "LayerPair",
     "Layers",
@@ -218,6 +223,102 @@ class ImageData:
     std: tuple[float, ...]
     crop: int = 0
     flip: bool = False
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Labelled images that the engine reads, one by one. For plain files: :meth:`of_files`.
+
+    Attributes:
+        read: from an image's row to the image, in any mode and size. It is called from several
+            threads at once, or from other processes: it must be possible to pickle it. What it
+            raises becomes a :class:`~kdzoo.errors.DataError` that names the image.
+        name: from an image's row to what a message calls it: its path.
+        targets: (N,), int64 in [0, C).
+        fingerprint: a hash of what tells these images from others, wherever they lie: of their
+            relative paths and byte sizes, say. It stands for images that are never read as a whole.
+        version: a hash that changes when any image changes: of times of modification too, say.
+            ``None``: nothing that was decoded is kept for the next run.
+    """
+
+    read: Callable[[int], Image.Image]
+    name: Callable[[int], str]
+    targets: Tensor
+    fingerprint: str
+    version: str | None = None
+
+    @classmethod
+    def of_files(cls, root: Path, paths: Sequence[str], targets: Tensor) -> ImageList:
+        """Images that are files of their own.
+
+        Args:
+            root: the directory that the set lies in.
+            paths: N files, relative to it.
+            targets: (N,), int64 in [0, C).
+
+        Raises:
+            DataError: a file is not there, or may not be looked at.
+        """
+        fingerprint, version = hashlib.sha256(), hashlib.sha256()
+        for path, target in zip(paths, targets.tolist(), strict=True):
+            try:
+                found = os.stat(root / path)
+            except OSError as error:
+                raise DataError(f"{root / path}: {error.strerror}") from error
+            record = f"{path!r} {found.st_size} {target}\n".encode()
+            fingerprint.update(record)
+            version.update(record + str(found.st_mtime_ns).encode())
+        files = _Files(root, np.array([os.fsencode(path) for path in paths]))
+        return cls(files.open, files.name, targets, fingerprint.hexdigest(), version.hexdigest())
+
+
+@dataclass(frozen=True)
+class _Files:
+    root: Path
+    paths: npt.NDArray[np.bytes_]  # one block, not a million objects: it goes to other processes
+
+    def name(self, row: int) -> str:
+        return str(self.root / os.fsdecode(self.paths[row]))
+
+    def open(self, row: int) -> Image.Image:
+        return Image.open(self.name(row))
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A labelled image set that the engine reads.
+
+    What fits into ``memory_gb`` is decoded once and held in memory: each image is scaled to cover
+    ``size``, and cut at its centre. What does not fit is decoded anew in each epoch, while the
+    network trains.
+
+    Attributes:
+        train: the training images.
+        test: the test images.
+        classes: the C class names.
+        size: (height, width) that the networks see; ``None`` where all images have one size.
+        channels: 3 for colour, 1 for grey.
+        memory_gb: how many gigabytes (10^9 bytes) the decoded set, a byte a value, may have to be
+            held in memory.
+        mean: each channel's mean, in units of [0, 1]; ``None`` for that of the training images, or
+            ImageNet's where they are not held in memory.
+        std: each channel's standard deviation; ``None`` likewise.
+        crop: how many pixels a random crop of a training image may be off centre; 0 for no crops,
+            ``None`` for an eighth of the shorter side. Where the images are not held in memory any
+            number but 0 stands for crops of random size, shape and place.
+        flip: whether training images are mirrored at random.
+    """
+
+    train: ImageList
+    test: ImageList
+    classes: tuple[str, ...]
+    size: tuple[int, int] | None = None
+    channels: Literal[1, 3] = 3
+    memory_gb: float = 4.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: int | None = None
+    flip: bool = True
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,19 @@ class DataEntry(Entry):
     )
     split_seed: int = Field(0, description="Which images those are.")
     crop: int | None = Field(
-        None, ge=0, description="Random crops up to so many pixels off centre; the data's own."
+        None,
+        ge=0,
+        description="Random crops up to so many pixels off centre; by default as the data says. "
+        "Of images that do not fit into memory: any number but 0 for crops of random size.",
     )
     flip: bool | None = Field(None, description="Mirror at random; by default as the data says.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="Processes that read images which do not fit into memory; by default one a "
+        "core, up to 8. The images are the same with any number.",
+    )
 
 
 class Train(_Strict):

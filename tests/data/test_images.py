@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from kdzoo.extend.registry import registry
 
 def loaded(**params: object) -> ImageSet:
     data = registry().make(DataSource.kind, "sample-odd", params).load()
-    return load_images("sample-odd", data, torch.device("cpu"))
+    return load_images("sample-odd", data, torch.device("cpu"), cache=Path("unused"))
 
 
 def images(validation: float = 0.1, split_seed: int = 0, **params: object) -> Images:

@@ -1,0 +1,179 @@
+"""An image set that is read while the network trains."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdzoo.data.augment import Augmentation
+from kdzoo.data.decode import Decoder, Pixels, centre, cores
+from kdzoo.data.images import ImageSet, Split, View
+from kdzoo.errors import DataError, RunError
+from kdzoo.extend.contracts import ImageFiles, ImageList
+from kdzoo.seeds import stream
+
+__all__ = ["StreamedSet"]
+
+_PLAIN = 64  # images of a view without augmentation, at most: several views are read ahead
+_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class StreamedSet(ImageSet):
+    """Images that are decoded whenever they are wanted, by processes that end with each pass.
+
+    Attributes:
+        files: how they are read.
+        decoder: how they are decoded.
+        device: where the views are wanted.
+        workers: how many processes read; ``None`` for one a core, up to 8.
+    """
+
+    files: ImageFiles
+    decoder: Decoder
+    device: torch.device
+    workers: int | None
+
+    def _train(self, rows: Tensor, augmentation: Augmentation) -> Split:
+        return _StreamedSplit(self, self.files.train, rows, augmentation)
+
+    def _test(self, augmentation: Augmentation) -> Split:
+        rows = torch.arange(len(self.test_targets))
+        return _StreamedSplit(self, self.files.test, rows, augmentation)
+
+
+class _StreamedSplit(Split):
+    def __init__(
+        self, owner: StreamedSet, images: ImageList, rows: Tensor, augmentation: Augmentation
+    ) -> None:
+        super().__init__(images.targets[rows].to(owner.device), rows.to(owner.device))
+        self._owner = owner
+        self._images = images
+        self._rows = rows
+        self._augmentation = augmentation
+
+    def plain(self, chunk: int = 512) -> Iterator[View]:
+        order = torch.arange(len(self))
+        return self._pass(torch.split(order, min(chunk, _PLAIN)), _plain)
+
+    def augmented(self, order: Tensor, sizes: Sequence[int], epoch: int) -> Iterator[View]:
+        views = _Random(self._augmentation, epoch, self._owner.decoder)
+        return self._pass(torch.split(order, list(sizes)), views)
+
+    def _pass(self, batches: Sequence[Tensor], transform: _Transform) -> Iterator[View]:
+        device = self._owner.device
+        workers = self._owner.workers
+        if workers is None:
+            workers = min(cores(), _WORKERS)
+        workers = min(workers, len(batches))
+        loader = DataLoader(
+            _Reader(self._owner.decoder, self._images, transform),
+            batch_size=None,
+            sampler=[self._rows[batch].tolist() for batch in batches],
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_begin,
+            multiprocessing_context=_context() if workers else None,
+            generator=torch.Generator(),  # it would draw from everybody's
+        )
+        pixels = iter(loader)
+        try:
+            for batch in batches:
+                batch = batch.to(device)
+                answer = _next(pixels)
+                if isinstance(answer, DataError):
+                    raise answer
+                images = answer.to(device, non_blocking=True).permute(0, 3, 1, 2)
+                yield View.of(images, self.targets[batch], self.indices[batch])
+        finally:
+            del pixels  # the processes end with it, and a traceback would keep it
+
+
+_Transform = Callable[[Decoder, Image.Image, int], Image.Image]
+
+
+class _Reader(Dataset[Any]):
+    """Decodes a batch; lives in the processes that read."""
+
+    def __init__(self, decoder: Decoder, images: ImageList, transform: _Transform) -> None:
+        self.decoder = decoder
+        self.images = images
+        self.transform = transform
+
+    def __getitem__(self, rows: list[int]) -> Tensor | DataError:
+        pixels = np.empty((len(rows), *self.decoder.shape), np.uint8)
+        try:
+            for place, row in enumerate(rows):
+                pixels[place] = self._one(row)
+        except DataError as error:
+            return error  # a value: what is raised here would arrive as a traceback in a text
+        return torch.from_numpy(pixels)
+
+    def _one(self, row: int) -> Pixels:
+        image = self.decoder.read(self.images, row)
+        return self.decoder.pixels(self.transform(self.decoder, image, row))
+
+
+def _plain(decoder: Decoder, image: Image.Image, row: int) -> Image.Image:
+    height, width = decoder.height, decoder.width
+    # As images for ImageNet's networks are tested: of 256 pixels the middle 224.
+    return centre(image, height * 256 // 224, width * 256 // 224, height, width)
+
+
+class _Random:
+    """The random views of one epoch, as networks for ImageNet are trained with."""
+
+    def __init__(self, augmentation: Augmentation, epoch: int, decoder: Decoder) -> None:
+        # Imported and built here, once, rather than by each process in each epoch.
+        from torchvision.transforms import v2
+
+        self.seed = augmentation.seed
+        self.epoch = epoch
+        size = (decoder.height, decoder.width)
+        self.crop = v2.RandomResizedCrop(size) if augmentation.crop else None
+        self.flip = v2.RandomHorizontalFlip() if augmentation.flip else None
+
+    def __call__(self, decoder: Decoder, image: Image.Image, row: int) -> Image.Image:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream(self.seed, "view", self.epoch, row))
+            image = self.crop(image) if self.crop else _plain(decoder, image, row)
+            if self.flip:
+                image = self.flip(image)
+        return image
+
+
+def _next(pixels: Iterator[Any]) -> Any:
+    try:
+        return next(pixels)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a process that reads images came to an end ({error}); if memory is short, lower "
+            "`workers` under `data`; in a container, raise its shared memory (--shm-size)"
+        ) from error
+
+
+def _context() -> Any:
+    """Processes as they are cheapest: they read files, and touch neither device nor threads."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+
+
+def _begin(number: int) -> None:
+    del number
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
