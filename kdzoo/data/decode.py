@@ -102,6 +102,8 @@ def centre(
         else:
             scaled = (cover_width, cover_width * image.height // image.width)
         image = image.resize(scaled, Image.Resampling.BILINEAR)  # antialiased
+    if image.size == (width, height):
+        return image
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

@@ -1,0 +1,269 @@
+"""torchvision's own classes read real files in their own formats; only checksums are left out."""
+
+from __future__ import annotations
+
+import bz2
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+import kdzoo
+from kdzoo.data.images import Images
+from kdzoo.data.load import load_images
+from kdzoo.extend.bases import DataSource
+from kdzoo.extend.registry import registry
+
+DRAW = np.random.default_rng(0)
+
+
+def source(dataset: str, root: Path, **params: Any) -> kdzoo.DataSource:
+    given = {"dataset": dataset, "root": str(root), **params}
+    return registry().make(DataSource.kind, "torchvision", given)
+
+
+def images(dataset: str, root: Path, **params: Any) -> Images:
+    answer = source(dataset, root, **params).load()
+    cache = root / "cache.safetensors"
+    at_once = load_images("torchvision", answer, torch.device("cpu"), cache=cache, workers=0)
+    return at_once.prepare(validation=0, split_seed=0, augment_seed=0)
+
+
+def pixels(images: Images) -> torch.Tensor:
+    """(N, channels, height, width), uint8."""
+    return torch.cat([(view.inputs * 255).round().byte() for view in images.train.plain()])
+
+
+def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    folder = root / datasets.CIFAR100.base_folder
+    folder.mkdir(parents=True)
+    data = DRAW.integers(0, 256, (2, 300, 3 * 32 * 32), np.uint8)
+    for part, rows in zip(("train", "test"), data, strict=True):
+        batch = {"data": rows, "fine_labels": [row % 100 for row in range(300)]}
+        (folder / part).write_bytes(pickle.dumps(batch))
+    meta = {"fine_label_names": [f"thing {number}" for number in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", None]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", None]])
+    monkeypatch.setattr(
+        datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": None}
+    )
+    return data[0].reshape(-1, 3, 32, 32)
+
+
+def idx(values: np.ndarray, kind: int) -> bytes:
+    """The format of MNIST's files."""
+    head = bytes([0, 0, kind, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    return head + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+def write_mnist(root: Path) -> np.ndarray:
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        drawn = DRAW.integers(0, 256, (count, 28, 28), np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(drawn, 8))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels, 8))
+        if part == "train":
+            train = drawn
+    return train
+
+
+def write_qmnist(root: Path) -> None:
+    folder = root / "QMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        labels = np.zeros((40, 8), np.int32)
+        labels[:, 0] = np.arange(40) % 10
+        drawn = DRAW.integers(0, 256, (40, 28, 28), np.uint8)
+        (folder / f"qmnist-{part}-images-idx3-ubyte").write_bytes(idx(drawn, 8))
+        (folder / f"qmnist-{part}-labels-idx2-int").write_bytes(idx(labels, 12))
+
+
+def write_usps(root: Path) -> None:
+    root.mkdir()
+    for name, count in (("usps.bz2", 30), ("usps.t.bz2", 10)):
+        rows = DRAW.uniform(-1, 1, (count, 256))
+        lines = [
+            f"{1 + number % 10} " + " ".join(f"{i + 1}:{v:.4f}" for i, v in enumerate(row))
+            for number, row in enumerate(rows)
+        ]
+        (root / name).write_bytes(bz2.compress(("\n".join(lines) + "\n").encode()))
+
+
+def write_gtsrb(root: Path) -> Path:
+    """Files of different sizes; the labels of the test images stand in a table."""
+    base = root / "gtsrb"
+    table = ["Filename;Width;Height;ClassId"]
+    test = base / "GTSRB" / "Final_Test" / "Images"
+    test.mkdir(parents=True)
+    for label in range(3):
+        folder = base / "GTSRB" / "Training" / f"{label:05}"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            size = tuple(DRAW.integers(15, 30, 2))
+            image = Image.fromarray(DRAW.integers(0, 256, (*size, 3), np.uint8))
+            image.save(folder / f"{number}.ppm")
+        image.save(test / f"{label}.ppm")
+        table.append(f"{label}.ppm;9;9;{label}")
+    (base / "GT-final_test.csv").write_text("\n".join(table) + "\n")
+    return base
+
+
+def write_imagenette(root: Path) -> None:
+    for part in ("train", "val"):
+        for wnid in ("n01440764", "n03028079"):
+            folder = root / "imagenette2" / part / wnid
+            folder.mkdir(parents=True)
+            for number in range(3):
+                image = Image.fromarray(DRAW.integers(0, 256, (20, 24, 3), np.uint8))
+                image.save(folder / f"{number}.jpeg")
+
+
+def test_cifar100_is_what_torchvision_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = write_cifar100(tmp_path, monkeypatch)
+    found = images("CIFAR100", tmp_path)
+    assert torch.equal(pixels(found), torch.from_numpy(wanted))
+    assert found.train.targets.tolist() == [row % 100 for row in range(300)]
+    assert (len(found.train), len(found.test)) == (300, 300)
+    assert found.classes[:2] == ("thing 0", "thing 1")
+    assert (found.augmentation.crop, found.augmentation.flip) == (4, True)
+    assert found.mean == (0.5071, 0.4865, 0.4409)
+    assert found.std == (0.2673, 0.2564, 0.2762)
+    assert images("CIFAR100", tmp_path, size=16).input_shape == (3, 16, 16)
+
+
+def test_it_trains_and_is_found_again(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data")
+    data = {"use": "torchvision", "dataset": "MNIST", "root": str(tmp_path / "data")}
+    spec = {
+        "name": "mnist",
+        "data": data,
+        "student": {"use": "small-cnn", "width": 2},
+        "train": {"epochs": 1, "batch_size": 16},
+        "observers": ["jsonl"],
+    }
+    first = kdzoo.run(spec, runs=tmp_path / "runs")
+    # That it may be downloaded, or where it lies, is no other experiment.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = {**data, "root": str(tmp_path / "moved"), "download": True}
+    assert kdzoo.run({**spec, "data": moved}, runs=tmp_path / "runs").directory == first.directory
+
+
+def test_mnist_is_grey_and_not_mirrored(tmp_path: Path) -> None:
+    wanted = write_mnist(tmp_path)
+    found = images("MNIST", tmp_path)
+    assert torch.equal(pixels(found), torch.from_numpy(wanted)[:, None])
+    assert found.test.targets.tolist() == [row % 10 for row in range(20)]
+    assert (found.augmentation.crop, found.augmentation.flip) == (2, False)
+    assert (found.mean, found.std) == ((0.1307,), (0.3081,))
+    assert found.classes[3] == "3 - three"
+
+
+def test_sets_that_are_in_memory_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "one")
+    write_mnist(tmp_path / "two")
+    one, two = (source("MNIST", tmp_path / name).load() for name in ("one", "two"))
+    assert one.train.version != two.train.version
+    assert one.train.fingerprint != two.train.fingerprint
+    assert one.train.version == source("MNIST", tmp_path / "one").load().train.version
+
+
+def test_labels_are_found_image_by_image_where_nothing_else_holds_them(tmp_path: Path) -> None:
+    write_qmnist(tmp_path)
+    assert images("QMNIST", tmp_path).train.targets.tolist() == [row % 10 for row in range(40)]
+
+
+def test_a_set_without_names_or_constants(tmp_path: Path) -> None:
+    write_usps(tmp_path / "usps")
+    found = images("USPS", tmp_path / "usps")
+    assert found.classes == tuple(str(number) for number in range(10))
+    assert found.input_shape == (1, 16, 16)
+    values = pixels(found).double() / 255
+    assert found.mean == (round(values.mean().item(), 4),)
+    assert found.std == (round(values.std(correction=0).item(), 4),)
+
+
+def test_files_of_many_sizes_are_read_kept_and_named(tmp_path: Path) -> None:
+    base = write_gtsrb(tmp_path)
+    with pytest.raises(kdzoo.DataError, match=r"00000/1.ppm: is .* set `size`"):
+        images("GTSRB", tmp_path)
+    found = images("GTSRB", tmp_path, size=16)
+    assert found.input_shape == (3, 16, 16)
+    assert found.train.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found.test.targets.tolist() == [0, 1, 2]
+    assert (found.augmentation.crop, found.augmentation.flip) == (2, False)
+    assert (tmp_path / "cache.safetensors").exists()
+    again = images("GTSRB", tmp_path, size=16)
+    assert again.fingerprint == found.fingerprint
+    streamed = images("GTSRB", tmp_path, size=16, memory_gb=0)
+    assert next(streamed.epoch(0, 4, 0)).inputs.shape == (4, 3, 16, 16)
+    broken = base / "GTSRB" / "Training" / "00001" / "2.ppm"
+    broken.write_bytes(broken.read_bytes()[:-50])
+    with pytest.raises(kdzoo.DataError, match=f"{broken}: cannot be read as an image"):
+        images("GTSRB", tmp_path, size=16)
+
+
+def test_a_validation_part_stands_in_for_a_test_part(tmp_path: Path) -> None:
+    write_imagenette(tmp_path)
+    found = images("Imagenette", tmp_path)
+    assert found.classes == ("tench", "church")  # the first of each class's names
+    assert (len(found.train), len(found.test)) == (6, 6)
+
+
+def write_kitti(root: Path) -> None:
+    """A set of boxes rather than classes."""
+    for part, folder in (("training", "image_2"), ("training", "label_2"), ("testing", "image_2")):
+        (root / "Kitti" / "raw" / part / folder).mkdir(parents=True)
+        if folder == "image_2":
+            image = Image.new("RGB", (9, 9))
+            image.save(root / "Kitti" / "raw" / part / folder / "0.png")
+    (root / "Kitti" / "raw" / "training" / "label_2" / "0.txt").write_text(
+        "Car 0 0 0 1 1 2 2 1 1 1 0 0 0 0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "params", "message"),
+    [
+        ("CIFAR20", {}, 'torchvision has no dataset "CIFAR20"; did you mean "CIFAR10"?'),
+        ("cifar100", {}, 'torchvision has no dataset "cifar100"; did you mean "CIFAR100"?'),
+        ("zzz", {}, 'torchvision has no dataset "zzz"; known are CIFAR10, CIFAR100, '),
+        (
+            "CIFAR100",
+            {},
+            "torchvision's CIFAR100 is not in ROOT: Dataset not found or corrupted; "
+            "`download: true` fetches it",
+        ),
+        (
+            "Food101",
+            {},
+            "torchvision's Food101 is not in ROOT: Dataset not found; `download: true` fetches it",
+        ),
+        ("ImageNet", {"download": True}, "torchvision cannot download ImageNet; its documentation"),
+        ("ImageNet", {}, "torchvision's ImageNet is not in ROOT: "),
+        ("EuroSAT", {}, "torchvision's EuroSAT cannot be used: it is not divided into a training"),
+        ("EMNIST", {}, "torchvision's EMNIST cannot be used: it needs split"),
+        (
+            "Kitti",
+            {},
+            "torchvision's Kitti is no set of images with a class each: its targets are of type "
+            "list",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_explained(
+    tmp_path: Path, dataset: str, params: Any, message: str
+) -> None:
+    write_kitti(tmp_path)
+    with pytest.raises(kdzoo.DataError) as raised:
+        source(dataset, tmp_path, **params).load()
+    assert str(raised.value).startswith(message.replace("ROOT", str(tmp_path)))
