@@ -281,6 +281,12 @@ def test_nothing_is_kept_of_images_without_a_version(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_an_answer_of_another_kind_is_refused() -> None:
+    message = r"load\(\) answered dict, not kdzoo.ImageData or kdzoo.ImageFiles"
+    with pytest.raises(kdzoo.DataError, match=message):
+        load_images("own", {}, torch.device("cpu"), cache=Path("unused"))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
