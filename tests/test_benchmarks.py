@@ -1,0 +1,135 @@
+"""The benchmarks run, and compare what they say: no timing is looked at."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from kdzoo_plugins.losses.crd import ContrastMemory
+from kdzoo_plugins.losses.dkd import dkd_loss
+from kdzoo_plugins.losses.kd import kd_loss
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="not in the source distribution")
+METHODS = ["ce", "kd", "fitnet", "crd", "dkd"]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("contestants", "step")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def plain(benchmarks: None) -> ModuleType:
+    return importlib.import_module("contestants.plain")
+
+
+def test_the_step_benchmark_shows_every_contestant(tmp_path: Path) -> None:
+    small = "--rounds 1 --steps 2 --skip 1 --batch 8 --samples 320 --classes 10 --negatives 32"
+    done = subprocess.run(
+        [
+            *(sys.executable, BENCHMARKS / "step.py", "--pairs", "resnet8:resnet8", "--policy"),
+            *(*small.split(), "--workers", "0", "--threads", "1", "--output", tmp_path / "step"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "step.txt").read_text() == done.stdout
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert record["machine"]["cores"] >= 1
+    *rows, policies = record["rows"]
+    assert [row["method"] for row in rows] == METHODS
+    there = importlib.util.find_spec("torchdistill") is not None
+    assert ("torchdistill is not installed" in done.stdout) is not there
+    names = ["kdzoo", "plain", *(["torchdistill"] if there else [])]
+    for row in rows:
+        assert list(row["contestants"]) == names
+        for name, measured in row["contestants"].items():
+            if (name, row["method"]) == ("torchdistill", "dkd"):
+                assert "has no dkd" in measured["reason"]
+                assert measured["reason"] in done.stdout
+                continue
+            assert measured["reason"] == ""
+            (speed,) = measured["images_per_second"]
+            assert speed > 0
+            assert f"{speed:.1f}" in done.stdout
+        assert len(row["ratios"]["plain"]) == 1
+    assert list(policies["contestants"]) == [
+        "policy all, log_every 10",
+        "the same again",
+        "policy fixed",
+        "log_every 1",
+    ]
+    assert all(len(ratios) == 1 for ratios in policies["ratios"].values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--samples", "1000"], "an epoch would end within a round"),
+        (["--pairs", "resnet8"], "a pair is TEACHER:STUDENT"),
+        (["--skip", "0"], "must be 1 at least"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    wrong: list[str],
+    message: str,
+    benchmarks: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["step.py", *wrong])
+    with pytest.raises(SystemExit):
+        importlib.import_module("step").arguments()
+    assert message in capsys.readouterr().err
+
+
+def test_the_plain_loop_computes_what_kdzoo_does(plain: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 10, generator=generator)
+    targets = torch.randint(10, (6,), generator=generator)
+    torch.testing.assert_close(
+        plain.soft_targets(student, teacher, 4.0), kd_loss(student, teacher, 4.0).mean()
+    )
+    torch.testing.assert_close(
+        plain.decoupled(student, teacher, targets, 1.0, 8.0, 4.0),
+        dkd_loss(student, teacher, targets, 1.0, 8.0, 4.0).mean(),
+    )
+
+
+def test_the_plain_contrast_is_kdzoos(plain: ModuleType) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ContrastMemory(5, 7, 40), plain.Contrast(5, 7, 40)
+    theirs.embed_student.linear.load_state_dict(ours.embed_student.state_dict())
+    theirs.embed_teacher.linear.load_state_dict(ours.embed_teacher.state_dict())
+    for bank in ("memory_student", "memory_teacher"):
+        getattr(theirs, bank).copy_(getattr(ours, bank))
+    for start in (0, 6):  # the second step has the first one's normalizers and memories
+        rows = torch.arange(start, start + 6)
+        contrast = torch.cat([rows[:, None], torch.randint(40, (6, 8))], 1)
+        features = torch.randn(6, 5), torch.randn(6, 7)
+        values = []
+        for contrasting in (ours, theirs):
+            contrasting.zero_grad()
+            value = contrasting(*features, rows, contrast).mean()
+            value.backward()
+            values.append(value.detach())
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(
+            ours.embed_student.weight.grad, theirs.embed_student.linear.weight.grad
+        )
+    torch.testing.assert_close(ours.memory_student, theirs.memory_student)
