@@ -86,7 +86,8 @@ class NetworkRecipe:
         state = _without_aliases(network.model.state_dict())
         content = safetensors.torch.save(
             {name: tensor.cpu().clone() for name, tensor in state.items()},
-            {_KEY: json.dumps(vars(self), sort_keys=True)},  # one key: the order of several is random
+            # One key, since the order of several is random.
+            {_KEY: json.dumps(vars(self), sort_keys=True)},
         )
         directory.write(directory.student, content)
 

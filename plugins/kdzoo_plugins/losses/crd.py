@@ -162,8 +162,9 @@ class CRD(kdzoo.Loss):
     19. On CIFAR-100 the literature weights it 0.8 beside the whole cross entropy.
 
     Attributes:
-        contrast: the embeddings, memories and normalizers; its rows are the training samples in
-            the order of their indices.
+        contrast: the embeddings, memories and normalizers.
+        row: (num_samples,), where the memories keep each sample: class after class, so that a
+            class's rows lie together; -1 for those that are not trained on.
     """
 
     name = "crd"
@@ -195,7 +196,6 @@ class CRD(kdzoo.Loss):
         )
 
     row: Tensor
-    by_class: Tensor
     start: Tensor
     count: Tensor
 
@@ -212,27 +212,22 @@ class CRD(kdzoo.Loss):
         (pair,) = self.layers
         targets = self.targets
         assert targets is not None  # the engine refuses a loss whose needs it cannot meet
-        trained = torch.nonzero(targets >= 0).flatten()
-        row = torch.full((num_samples,), -1).index_copy(0, trained, torch.arange(len(trained)))
-        classes = targets[trained]
-        count = classes.bincount(minlength=num_classes)
+        order = targets.argsort(stable=True)[int((targets < 0).sum()) :]
+        total = len(order)
+        row = torch.full((num_samples,), -1).index_copy(0, order, torch.arange(total))
+        count = targets[order].bincount(minlength=num_classes)
         # Derived from the data, and so no part of the state.
-        for name, value in (
-            ("row", row),
-            ("by_class", classes.argsort(stable=True)),
-            ("start", count.cumsum(0) - count),
-            ("count", count),
-        ):
+        for name, value in (("row", row), ("start", count.cumsum(0) - count), ("count", count)):
             self.register_buffer(name, value, persistent=False)
-        others = len(trained) - count
-        if not (others > 0)[classes].all():
+        fewest_others = total - int(count.max())
+        if not fewest_others:
             raise kdzoo.SpecError("needs images of two classes at least to contrast")
         self.most = int(count.max())
-        self.plenty = bool((others >= self.params.negatives)[classes].all())
+        self.plenty = fewest_others >= self.params.negatives
         self.contrast = ContrastMemory(
             math.prod(student_shapes.features[pair.student]),
             math.prod(teacher_shapes.features[pair.teacher]),
-            len(trained),
+            total,
             self.params.dimensions,
             self.params.temperature,
             self.params.momentum,
@@ -255,7 +250,7 @@ class CRD(kdzoo.Loss):
         if self.params.mode == "exact":
             return rows[:, None]
         which = (torch.rand(len(targets), device=targets.device) * self.count[targets]).long()
-        return self.by_class[self.start[targets] + which][:, None]
+        return (self.start[targets] + which)[:, None]
 
     def negatives(self, targets: Tensor) -> Tensor:
         """(B, K), rows of other classes; each once, where there are enough of them."""
@@ -264,15 +259,15 @@ class CRD(kdzoo.Loss):
             return once
         wanted = self.params.negatives
         count, start = self.count[targets, None], self.start[targets, None]
-        others = len(self.by_class) - count
+        others = len(self.contrast.memory_student) - count
         drawn = (torch.rand(len(targets), wanted, device=targets.device) * others).long()
-        drawn += count * (drawn >= start)  # the class's own rows lie together: step over them
-        return torch.where(others >= wanted, once, self.by_class[drawn])
+        drawn += count * (drawn >= start)  # step over the class's own rows
+        return torch.where(others >= wanted, once, drawn)
 
     def _each_once(self, targets: Tensor) -> Tensor:
         """(B, K): each sample's negatives are a random stretch of one random order of all rows,
         without those of its own class. Each draw alone is uniform, as if it had its own order."""
-        wanted, total = self.params.negatives, len(self.by_class)
+        wanted, total = self.params.negatives, len(self.contrast.memory_student)
         stretch = min(wanted + self.most, total)
         device = targets.device
         order = torch.randperm(total, device=device)
@@ -283,7 +278,7 @@ class CRD(kdzoo.Loss):
         place = (~own).cumsum(1) - 1
         place = torch.where(own, wanted, place.clamp(max=wanted))  # the last place is thrown away
         kept = drawn.new_zeros(len(drawn), wanted + 1).scatter_(1, place, drawn)
-        return self.by_class[kept[:, :wanted]]
+        return kept[:, :wanted]
 
 
 def _embedded(embed: nn.Module, feature: Tensor) -> Tensor:
