@@ -34,7 +34,8 @@ def validation_accuracy(run: kdzoo.Run) -> float:
 
 def main() -> None:
     """Print a row for each policy: a column a seed, and the mean."""
-    starter = YAML(typ="safe", pure=True).load(registry().find("dataset", "digits").starter)
+    starters = registry().find("dataset", "digits").starters
+    starter = YAML(typ="safe", pure=True).load(starters["digits"])
     print(f"{'policy':<36}" + "".join(f"  seed {seed}" for seed in SEEDS) + "    mean  untaught")
     for policy in POLICIES:
         name = "all" if policy == "all" else " ".join(f"{k}={v}" for k, v in policy.items())[4:]

@@ -116,26 +116,31 @@ def schema(plugin: PluginFiles = None) -> None:
 
 @app.command()
 def init(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="The image set, e.g. digits.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; DATA.yaml.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Which spec; without it, all are listed.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; NAME.yaml.")
+    ] = None,
+    plugin: PluginFiles = None,
 ) -> None:
-    """Write a starter spec."""
+    """Write a spec to start from, such as digits."""
     from kdzoo.errors import RunError, SpecError, did_you_mean
     from kdzoo.extend.bases import DataSource
     from kdzoo.extend.registry import registry
 
-    plugins = registry()
-    starter: str = plugins.find(DataSource.kind, data).starter
-    if not starter:
-        names = plugins.names(DataSource.kind)
-        others = [name for name in names if plugins.find(DataSource.kind, name).starter]
-        raise SpecError(f'data "{data}" brings no starter spec{did_you_mean(data, others)}')
-    file = output or Path(f"{data}.yaml")
+    _add(plugin)
+    sources = [registry().find(DataSource.kind, use) for use in registry().names(DataSource.kind)]
+    starters = {key: text for source in sources for key, text in source.starters.items()}
+    if name is None:
+        print("\n".join(sorted(starters)))
+        return
+    if name not in starters:
+        raise SpecError(f'there is no spec "{name}" to start from{did_you_mean(name, starters)}')
+    file = output or Path(f"{name}.yaml")
     try:
         with open(file, "x", encoding="utf-8") as stream:
-            stream.write(starter)
+            stream.write(starters[name])
     except FileExistsError:
         raise RunError(f"{file}: exists already; choose another name with --output") from None
     except OSError as error:

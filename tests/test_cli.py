@@ -43,8 +43,8 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
     [
         (["run", "no.yaml"], "no.yaml: cannot be read: No such file or directory"),
         (["validate", "no.yaml"], "no.yaml: cannot be read"),
-        (["init", "digit"], 'unknown dataset "digit"; did you mean "digits"?'),
-        (["init", "planted"], 'data "planted" brings no starter spec'),
+        (["init", "digit"], 'there is no spec "digit" to start from; did you mean "digits"?'),
+        (["init", "planted"], 'there is no spec "planted" to start from'),
         (["init", "digits", "-o", "no/such/folder.yaml"], "cannot be written: No such file"),
         (["evaluate", "nowhere"], "nowhere: holds no trained student"),
     ],

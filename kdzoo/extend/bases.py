@@ -211,12 +211,12 @@ class DataSource(Component, ABC):
     """Brings a labelled image set.
 
     Attributes:
-        starter: a complete starter spec for ``kdzoo init NAME``, as YAML; empty for none.
+        starters: complete specs for ``kdzoo init NAME``, as YAML, by name.
     """
 
     kind = "dataset"
     engine_keys = frozenset({"validation", "split_seed", "crop", "flip", "workers"})
-    starter: ClassVar[str] = ""
+    starters: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def load(self) -> ImageData | ImageFiles:

@@ -15,7 +15,7 @@ from kdzoo.extend.registry import registry
 from kdzoo.spec.read import dump_spec
 from kdzoo.spec.schema import json_schema
 
-STARTER = registry().find(DataSource.kind, "digits").starter
+STARTER = registry().find(DataSource.kind, "digits").starters["digits"]
 
 
 def write(tmp_path: Path, text: str) -> Path:

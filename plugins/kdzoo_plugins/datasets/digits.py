@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
@@ -39,6 +41,36 @@ policy: {use: tllm, start_epoch: 10}
 """
 
 
+_FITNET = """\
+# FitNets as in the paper (Romero et al., 2015), on the handwritten digits: first the hint trains
+# the student's lower half alone, then the soft targets train all of it.
+#   kdzoo run digits-fitnet-two-stage.yaml
+name: digits-fitnet-two-stage
+seed: 0
+data: digits
+
+teacher: {use: small-cnn, width: 64, train: {epochs: 20}}
+student: {use: small-cnn, width: 4}
+baseline: true
+
+stages:
+  - train: {epochs: 10, optimizer: {use: sgd, lr: 0.01, momentum: 0.9}}
+    losses:
+      - {use: fitnet, weight: 1, layers: {student: 1, teacher: 1}}
+    # What lies above the hint layer stays as it is.
+    learn: [student.block0, student.block1, losses]
+
+  - train:
+      epochs: 30
+      optimizer: {use: sgd, lr: 0.05, momentum: 0.9, weight_decay: 5.0e-4}
+      schedule: {use: multistep, milestones: [15, 25]}
+    losses:
+      - {use: ce, weight: 0.1}
+      - {use: kd, weight: 0.9, temperature: 4}
+    learn: [student]
+"""
+
+
 class Digits(kdzoo.DataSource):
     """1,797 handwritten digits, 8x8 pixels, 10 classes, from scikit-learn; nothing to download.
 
@@ -47,7 +79,7 @@ class Digits(kdzoo.DataSource):
     """
 
     name = "digits"
-    starter = _STARTER
+    starters: ClassVar = {"digits": _STARTER, "digits-fitnet-two-stage": _FITNET}
 
     def load(self) -> kdzoo.ImageData:
         """See :meth:`kdzoo.DataSource.load`."""

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import kdzoo
+from kdzoo_plugins.datasets._cifar100_pairs import CIFAR100_PAIRS
 
 __all__ = ["Torchvision"]
 
@@ -41,6 +42,7 @@ class Torchvision(kdzoo.DataSource):
     """
 
     name = "torchvision"
+    starters = CIFAR100_PAIRS
 
     class Params(kdzoo.Params):
         """What can be set."""
