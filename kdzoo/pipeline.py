@@ -214,10 +214,13 @@ class _Session:
         if (trained := teacher_spec(spec)) is not None:
             decides["teacher"] = self.identity(trained)
         elif (loaded := spec.teacher) is not None:
-            decides["teacher"] = [
-                *(loaded.use, loaded.params, _file_hash(loaded.checkpoint)),
-                loaded.normalize and loaded.normalize.model_dump(),
-            ]
+            decides["teacher"] = {
+                "use": loaded.use,
+                "params": loaded.params,
+                "normalize": loaded.normalize and loaded.normalize.model_dump(mode="json"),
+                "checkpoint": _file_hash(loaded.checkpoint),
+            }
+        decides["code"] = registry().local_code(set(_uses(decides)))
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -350,23 +353,11 @@ class _Plan:
 
     def _teacher_recipe(self) -> NetworkRecipe:
         assert self.spec.teacher is not None
-        entry = self.spec.teacher
-        if "teacher" in self.others:
-            other = self.others["teacher"]
-            recipe = _recipe(other.student, self.session.images(other), "teacher")
-        else:
-            recipe = _recipe(entry, self.images, "teacher")
-            saved = None if entry.checkpoint is None else NetworkRecipe.of(Path(entry.checkpoint))
-            if saved is not None:  # a student of ours brings its own normalization and classes
-                recipe.classes = saved.classes
-                if entry.normalize is None:
-                    recipe.mean, recipe.std = saved.mean, saved.std
-        if recipe.classes != self.images.classes:
-            raise SpecError(
-                f"the teacher knows {len(recipe.classes)} classes ({recipe.classes[0]}, ...), and "
-                f"the data has {len(self.images.classes)} ({self.images.classes[0]}, ...); they "
-                "must be the same, in the same order"
-            )
+        if "teacher" not in self.others:
+            return _recipe(self.spec.teacher, self.images, "teacher")
+        other = self.others["teacher"]
+        recipe = _recipe(other.student, self.session.images(other), "teacher")
+        _refuse_other_classes(recipe.classes, self.images, "teacher")
         return recipe
 
     def _measure_teacher(self, teacher: Network, entry: TeacherEntry) -> float | None:
@@ -424,8 +415,12 @@ class _Plan:
 
 def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:
     source: ModelSource = registry().make(ModelSource.kind, entry.use, entry.params)
+    # Weights of ours bring the classes and the normalization that they were trained with.
+    saved = None if entry.checkpoint is None else NetworkRecipe.of(Path(entry.checkpoint))
+    if saved is not None:
+        _refuse_other_classes(saved.classes, images, role)
     with calling(f'model "{entry.use}"'):
-        normalization = entry.normalize or source.normalization() or images
+        normalization = entry.normalize or saved or source.normalization() or images
     channels, count = images.input_shape[0], len(normalization.mean)
     if count != channels:
         raise SpecError(
@@ -440,6 +435,27 @@ def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:
         normalization.mean,
         normalization.std,
     )
+
+
+def _refuse_other_classes(known: tuple[str, ...], images: Images, role: str) -> None:
+    if known != images.classes:
+        raise SpecError(
+            f"the {role} knows {len(known)} classes ({known[0]}, ...), and the data has "
+            f"{len(images.classes)} ({images.classes[0]}, ...); they must be the same, in the same "
+            "order"
+        )
+
+
+def _uses(value: Any) -> Iterator[str]:
+    """The names of all components in a spec's plain data."""
+    if isinstance(value, dict):
+        if isinstance(value.get("use"), str):
+            yield value["use"]
+        for item in value.values():
+            yield from _uses(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _uses(item)
 
 
 def _losses(spec: Spec) -> dict[str, Loss]:

@@ -353,6 +353,13 @@ def test_teacher_and_student_may_be_normalized_differently(
     assert other.report.teacher == plain.report.teacher
     own = kdzoo.load_student(other.directory)
     assert (own.mean.item(), own.std.item()) == pytest.approx((0.1, 2.0))
+    onward = {
+        "use": "mlp",
+        "widths": [8],
+        "checkpoint": str(other.directory / "student.safetensors"),
+    }
+    started = kdzoo.run({**tiny, "teacher": scaled, "student": onward}, runs=tmp_path)
+    assert kdzoo.load_student(started.directory).mean.item() == own.mean.item()
     # Weights of ours bring the normalization that they were trained with.
     ours = {**student, "checkpoint": str(other.directory / "student.safetensors"), "check": False}
     del ours["normalize"]
@@ -361,6 +368,26 @@ def test_teacher_and_student_may_be_normalized_differently(
     wrong = {**loaded, "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     with pytest.raises(kdzoo.SpecError, match=r"3 means, and the images have 1 channels"):
         kdzoo.run({**tiny, "teacher": wrong}, runs=tmp_path)
+
+
+def test_the_teacher_is_folded_and_both_networks_have_their_channels_last(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    fold = kdzoo.Distiller.fold_teacher
+
+    def folds(distiller: kdzoo.Distiller, example: Any) -> int:
+        folded = fold(distiller, example)
+        networks: list[Any] = [distiller.student, distiller.teacher]
+        seen.append((folded, [network and network.channels_last for network in networks]))
+        return folded
+
+    monkeypatch.setattr(kdzoo.Distiller, "fold_teacher", folds)
+    small = {"use": "small-cnn", "width": 2, "depth": 2}
+    tiny = {**tiny, "data": "sample-odd", "baseline": False, "policy": "all", "student": small}
+    tiny["teacher"] = {**small, "train": {"epochs": 1}}
+    kdzoo.run(tiny, runs=tmp_path)
+    assert seen == [(0, [True, None]), (2, [True, True])]
 
 
 def test_a_source_can_bring_weights_and_their_normalization(

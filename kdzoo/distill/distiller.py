@@ -112,6 +112,8 @@ class Distiller(nn.Module):
             )
         self._check_class_counts()
         self.losses = nn.ModuleDict()
+        if targets is not None:
+            self._check_targets(targets, num_samples)
         for term in terms:
             self._add(term, num_samples, targets, example)
         self.curves = CurveRecorder(len(self.classes), teacher is not None, baseline)
@@ -221,11 +223,15 @@ class Distiller(nn.Module):
             yield f"losses.{name}", parameter
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The policy's state, for the state dict."""
-        return {"policy": self.policy.state_dict() if self.policy else {}}
+        """The policy's state, and where the stage began, for the state dict."""
+        return {
+            "policy": self.policy.state_dict() if self.policy else {},
+            "first_epoch": self._first_epoch,
+        }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`get_extra_state` gave."""
+        """Take back what :meth:`get_extra_state` gave; :meth:`begin_stage` comes before."""
+        self._first_epoch = state["first_epoch"]
         if self.policy is not None:
             with calling(f'policy "{self.policy.name}", going on from its state,'):
                 self.policy.load_state_dict(state["policy"])
@@ -254,11 +260,6 @@ class Distiller(nn.Module):
             raise SpecError(f'loss "{term.id}" follows a teacher, and there is none')
         if hasattr(self.losses, term.id):
             raise SpecError(f'"{term.id}" cannot be the id of a term; choose another')
-        if targets is not None and targets.shape != (num_samples,):
-            raise SpecError(
-                f"targets are {tuple(targets.shape)}; they must be ({num_samples},), one a row of "
-                "the training set"
-            )
         if term.loss.needs_targets and targets is None:
             raise SpecError(
                 f'loss "{term.id}" looks at other samples than the batch\'s: pass the targets of '
@@ -270,6 +271,22 @@ class Distiller(nn.Module):
         with calling(f'loss "{term.id}"'):
             term.loss.setup(shapes, teachers, len(self.classes), num_samples)
         self.losses[term.id] = term.loss.to(example.device)
+
+    def _check_targets(self, targets: Tensor, num_samples: int) -> None:
+        if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+            kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+            raise SpecError(f"targets are {kind}; they must be an int64 tensor")
+        if targets.shape != (num_samples,):
+            raise SpecError(
+                f"targets are {tuple(targets.shape)}; they must be ({num_samples},), one a row of "
+                "the training set"
+            )
+        low, high = int(targets.min()), int(targets.max())
+        if low < -1 or high >= len(self.classes):
+            raise SpecError(
+                f"targets are {low} to {high}; they must be below {len(self.classes)}, or -1 for "
+                "rows that will not be trained on"
+            )
 
     def _check_class_counts(self) -> None:
         for tapped in filter(None, (self._teacher, self._student)):

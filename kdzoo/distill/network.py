@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Network"]
+__all__ = ["Network", "undisturbed"]
 
 
 class Network(nn.Module):
@@ -43,7 +44,6 @@ class Network(nn.Module):
         logits: Tensor = self.model(images.contiguous(memory_format=layout))
         return logits
 
-    @torch.no_grad()
     def prefer_channels_last(self, example: Tensor) -> None:
         """Lay the channels last in memory, where convolutions are faster, if the model can.
 
@@ -52,13 +52,30 @@ class Network(nn.Module):
         Args:
             example: (B, channels, height, width), a few images to try it on.
         """
-        training = self.training
-        self.eval()
+        self.channels_last = True
+        self.model.to(memory_format=torch.channels_last)
         try:
-            self.channels_last = True
-            self.model.to(memory_format=torch.channels_last)
-            self(example)
+            with undisturbed(self, example):
+                for training in (True, False):  # some have parts that run in training alone
+                    self.train(training)
+                    self(example)
         except Exception:  # whatever it is, the probe that follows says it better
             self.channels_last = False
             self.model.to(memory_format=torch.contiguous_format)
-        self.train(training)
+
+
+@contextlib.contextmanager
+def undisturbed(network: nn.Module, example: Tensor) -> Iterator[None]:
+    """In here a network may be tried in any mode, without gradients: its modes, its buffers and the
+    random state are put back."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {buffer: buffer.clone() for buffer in network.buffers()}
+    devices = [example.device] if example.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, value in buffers.items():
+                buffer.copy_(value)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdzoo.distill.network import Network
+from kdzoo.distill.network import Network, undisturbed
 from kdzoo.errors import SpecError, did_you_mean
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Layer, Layers, Outputs, Shapes
@@ -117,28 +117,20 @@ class Tapped:
             )
         if not isinstance(tap.value, Tensor):
             raise SpecError(f"{name} gives {type(tap.value).__name__}, not one tensor")
+        if torch.compiler.is_compiling():
+            return  # in a graph nothing is overwritten
         if not tap.clone and tap.value._version != tap.version:
             # Only a network whose in-place operations change from call to call gets here.
             raise SpecError(f"{name} is overwritten by a later in-place operation")
 
-    @torch.no_grad()
     def _probe(self, example: Tensor) -> Shapes:
         """Try the taps in both modes, leaving no trace in the network or in the random state."""
-        network = self.network
-        modes = {module: module.training for module in network.modules()}
-        buffers = {buffer: buffer.clone() for buffer in network.buffers()}
-        with torch.random.fork_rng(devices=_cuda_devices(example)):
-            try:
-                for training in (True, False):
-                    network.train(training)
-                    with calling(f"the {self.role}, on images {tuple(example.shape)},"):
-                        self._find_overwritten(example)
-                outputs = self(example)
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
-                for buffer, value in buffers.items():
-                    buffer.copy_(value)
+        with undisturbed(self.network, example):
+            for training in (True, False):
+                self.network.train(training)
+                with calling(f"the {self.role}, on images {tuple(example.shape)},"):
+                    self._find_overwritten(example)
+            outputs = self(example)
         logits = outputs.logits
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -158,7 +150,3 @@ def _modules(network: nn.Module) -> dict[str, nn.Module]:
     """All modules by path, those of a :class:`Network` by their path in its bare model."""
     model = network.model if isinstance(network, Network) else network
     return {path: module for path, module in model.named_modules() if path}
-
-
-def _cuda_devices(example: Tensor) -> list[torch.device]:
-    return [example.device] if example.is_cuda else []

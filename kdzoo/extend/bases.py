@@ -120,7 +120,10 @@ class Loss(Component, nn.Module, ABC):
     ) -> Adapter:
         """For :meth:`setup`: the adapter that the spec names, built for these shapes."""
         if self.adapter_factory is None:
-            raise TypeError(f"{type(self).__name__} makes an adapter but has no default_adapter")
+            raise TypeError(
+                f"{type(self).__name__} was not made from a spec's entry: use kdzoo.terms, or set "
+                "its adapter_factory"
+            )
         adapter = self.adapter_factory()
         adapter.setup(student_shape, teacher_shape)
         return adapter
@@ -202,8 +205,8 @@ class ModelSource(Component, ABC):
         return None
 
     def pretrained(self) -> bool:
-        """Whether :meth:`build` brings trained weights, classifier included. Such a teacher needs
-        neither ``train`` nor ``checkpoint``."""
+        """Whether :meth:`build` brings trained weights. Such a teacher needs neither ``train`` nor
+        ``checkpoint``; if its classifier had to be replaced, its accuracy tells."""
         return False
 
 

@@ -50,7 +50,8 @@ class Outputs:
     Attributes:
         logits: (B, C).
         features: the layers that the losses asked for, (B, ...) each, under the name that the
-            loss's ``layers`` uses. Nothing else is kept.
+            loss's ``layers`` uses. Nothing else is kept. Maps have their channels last in memory:
+            take them apart with ``flatten`` or ``reshape``, not with ``view``.
     """
 
     logits: Tensor

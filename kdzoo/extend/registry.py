@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from kdzoo.errors import PluginError, SpecError, did_you_mean
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
 
-__all__ = ["GROUP", "PluginRecord", "Registry", "register", "registry"]
+__all__ = ["GROUP", "REGISTERED", "PluginRecord", "Registry", "register", "registry"]
 
 GROUP = "kdzoo"
 """The entry-point group under which plugins are found."""
@@ -49,7 +49,7 @@ class PluginRecord:
     Attributes:
         name: the entry point's name.
         distribution: the package that brought it, or "unknown"; for a local file its path.
-        version: that package's version; for a local file a hash of what is in it.
+        version: that package's version; for local code a hash of it.
         status: ``active``, ``broken`` (see ``reason``) or ``disabled``.
         reason: why it is broken; empty otherwise.
         adds: the names of its components, by kind.
@@ -191,6 +191,8 @@ class Registry:
             components = self._collect(str(path), _import_file(path))
             self._refuse_duplicates(components, str(path))
         except PluginError as error:
+            if self._manager.has_plugin(str(path)):
+                self._manager.unregister(name=str(path))
             raise PluginError(f"{path}: {error}") from error
         record = PluginRecord(path.stem, str(path), version, "active")
         self.records.append(self._keep(components, record))
@@ -211,8 +213,21 @@ class Registry:
             self.records.remove(self._owners.pop(other))
             del self._components[component.kind][component.name]
         self._refuse_duplicates([component], REGISTERED)
-        record = PluginRecord(component.__name__, REGISTERED, "", "active")
+        record = PluginRecord(component.__name__, REGISTERED, _source_hash(component), "active")
         self.records.append(self._keep([component], record))
+
+    def local_code(self, uses: Collection[str]) -> list[str]:
+        """Hashes of the local files and of this process's components that add any of these names.
+
+        They change while somebody works on them, and the results with them; an installed plugin
+        has a version for that.
+        """
+        return sorted(
+            record.version
+            for record in self.records
+            if (record.distribution == REGISTERED or Path(record.distribution).is_absolute())
+            and any(name in uses for names in record.adds.values() for name in names)
+        )
 
     def _keep(self, components: list[type[Component]], record: PluginRecord) -> PluginRecord:
         adds: dict[str, tuple[str, ...]] = {}
@@ -331,8 +346,17 @@ def register(*components: type[Component]) -> None:
         registry().add(component)
 
 
+def _source_hash(component: type[Component]) -> str:
+    try:
+        source = inspect.getsource(component)
+    except (OSError, TypeError):  # typed into an interpreter
+        source = component.__qualname__
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
 def _import_file(path: Path) -> Any:
-    name = f"kdzoo_local_{path.stem}"
+    tag = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # two files may have one name
+    name = f"kdzoo_local_{path.stem}_{tag}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError("is no Python file (.py)")

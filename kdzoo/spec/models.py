@@ -204,7 +204,7 @@ class TeacherEntry(ModelEntry):
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherEntry:
         if self.run is not None:
-            if given := {*self.model_fields_set, *self.params} - {"run", "epoch", "check"}:
+            if given := {*self.model_fields_set, *self.params} - {"run", "epoch"}:
                 raise ValueError(
                     f"`run` takes the teacher whole out of another spec; remove {_listed(given)}"
                 )

@@ -273,20 +273,21 @@ class _Reader:
         return entry
 
     def label_weights(self, losses: tuple[LossEntry, ...]) -> tuple[LossEntry, ...]:
-        """The losses, with the weights that label terms have by default: what the teacher's terms
-        beside them were published with, or 1 where these differ."""
-        published = {
+        """The losses, with the weights that label terms have by default: their own, times what the
+        teacher's terms beside them were published with (1 where these differ)."""
+        beside = {
             self.plugins.find(Loss.kind, entry.use).default_label_weight
             for entry in losses
             if self._guidance(entry) == "teacher"
         }
-        weight = published.pop() if len(published) == 1 else 1.0
-        return tuple(
-            entry.model_copy(update={"weight": weight})
-            if self._guidance(entry) == "label" and "weight" not in entry.model_fields_set
-            else entry
-            for entry in losses
-        )
+        filled = []
+        for entry in losses:
+            if self._guidance(entry) == "label" and "weight" not in entry.model_fields_set:
+                own = self.plugins.find(Loss.kind, entry.use).default_weight
+                weight = own * (beside.copy().pop() if len(beside) == 1 else 1.0)
+                entry = entry.model_copy(update={"weight": weight})
+            filled.append(entry)
+        return tuple(filled)
 
     def train(self, path: KeyPath, stage: Stage) -> None:
         """Try the optimizer and the schedule, through all epochs."""
@@ -351,8 +352,7 @@ _Model = typing.TypeVar("_Model", bound=BaseModel)
 def _plain(value: Any) -> Any:
     """A spec as data that reads back to an equal one."""
     if isinstance(value, TeacherEntry) and value.run is not None:
-        given = {"run": value.run, "epoch": value.epoch, "check": value.check}
-        return {key: item for key, item in given.items() if item is not None}
+        return {"run": value.run} | ({} if value.epoch is None else {"epoch": value.epoch})
     if isinstance(value, BaseModel):
         # What is None among the spec's own keys was not given; among params it may be a choice.
         own = {key: getattr(value, key) for key in type(value).model_fields}

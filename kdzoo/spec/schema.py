@@ -52,7 +52,7 @@ def _entry(
         published = {
             key: {**own[key], "default": getattr(component, f"default_{key}")}
             for key in ("weight", "warmup_epochs")
-            if key in own
+            if key in own and (key != "weight" or component.guidance == "teacher")
         }
         choices.append(
             {

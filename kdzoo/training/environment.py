@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdzoo.extend.registry import registry
+from kdzoo.extend.registry import REGISTERED, registry
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["keep_environment"]
@@ -31,7 +31,7 @@ def keep_environment(directory: RunDirectory, device: torch.device) -> None:
             **{
                 record.distribution: record.version
                 for record in sorted(registry().records, key=str)
-                if record.version and record.distribution != "unknown"
+                if record.distribution not in ("unknown", REGISTERED)
             },
         },
     }

@@ -485,3 +485,20 @@ def test_a_plain_training_loop() -> None:
         totals.append(step.total.item())
     assert totals[-1] < totals[0]
     assert len(distiller.curves.history) == 8
+
+
+def test_the_state_dict_knows_where_the_stage_began() -> None:
+    """A warm-up goes on where it was, in a loop that gives no progress."""
+
+    def fresh() -> kdzoo.Distiller:
+        made = distiller([{"use": "ce"}, {"use": "kd", "warmup_epochs": 4}])
+        made.begin_stage(made.terms, None)
+        return made
+
+    made, inputs = fresh(), batch()
+    made.end_epoch()
+    made.begin_stage(made.terms, None)  # the second stage
+    made.end_epoch()
+    again = fresh()
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(*inputs).total, made(*inputs).total)

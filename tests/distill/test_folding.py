@@ -115,6 +115,41 @@ def test_somebody_elses_hooks_see_what_they_saw() -> None:
     torch.testing.assert_close(seen[-2:], before)
 
 
+class ChangedInPlace(nn.Module):
+    """What enters the batch norm is no longer what the convolution answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y += torch.relu(x - 1e3)  # nothing, on any image that is tried
+        return self.bn(y)
+
+
+class ReadElsewhere(nn.Module):
+    """A little of it, under a large constant that all answers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + 0.01 * y
+
+
+def test_a_teacher_in_train_mode_is_folded_in_eval_mode() -> None:
+    teacher = network(one=Block(6))
+    made = distiller(teacher)
+    teacher.train()
+    mean = teacher.norm.running_mean.clone()
+    norm = teacher.norm
+    assert made.fold_teacher(torch.rand(4, 1, 8, 8)) == 3
+    assert torch.equal(norm.running_mean, mean)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -152,11 +187,23 @@ class AsksItsNorm(nn.Module):
         Twice(),
         Tied(),
         AsksItsNorm(),
+        ChangedInPlace(),
+        ReadElsewhere(),
         nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6, track_running_stats=False)),
         nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1)),
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)), nn.BatchNorm2d(6)),
     ],
-    ids=["read-elsewhere", "twice", "tied", "asks", "no-statistics", "norm-first", "parametrized"],
+    ids=[
+        "read-elsewhere",
+        "twice",
+        "tied",
+        "asks",
+        "changed",
+        "read-a-little",
+        "no-statistics",
+        "norm-first",
+        "parametrized",
+    ],
 )
 def test_what_cannot_be_folded_is_left_and_the_rest_is_folded(odd: nn.Module) -> None:
     teacher = network(odd=copy.deepcopy(odd), two=Block(6))
@@ -173,26 +220,37 @@ def test_what_cannot_be_folded_is_left_and_the_rest_is_folded(odd: nn.Module) ->
 class TakesApart(nn.Module):
     """As much published code does it; ``view`` knows one memory layout only."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_training_only: bool = False) -> None:
         super().__init__()
+        self.in_training_only = in_training_only
         self.conv = nn.Conv2d(3, 4, 3)
         self.head = nn.Linear(4 * 36, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.conv(x)
+        if self.in_training_only and not self.training:
+            return self.head(features.flatten(1))
         return self.head(features.view(features.size(0), -1))
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_channels_are_last_in_memory_where_the_model_can(able: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
-    made = Network(model if able else TakesApart(), (0.5,) * 3, (0.2,) * 3)
+@pytest.mark.parametrize(
+    ("model", "able"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)), True),
+        (TakesApart(), False),
+        (TakesApart(in_training_only=True), False),
+    ],
+    ids=["able", "view", "view-in-training"],
+)
+def test_channels_are_last_in_memory_where_the_model_can(model: nn.Module, able: bool) -> None:
+    model.append(nn.BatchNorm1d(5).eval()) if isinstance(model, nn.Sequential) else None
+    made = Network(model, (0.5,) * 3, (0.2,) * 3)
+    modes = [module.training for module in made.modules()]
     images = torch.rand(4, 3, 8, 8)
     before = made(images)
     made.prefer_channels_last(images)
     assert made.channels_last is able
-    assert made.training
+    assert [module.training for module in made.modules()] == modes
     seen: list[Tensor] = []
     next(m for m in made.modules() if isinstance(m, nn.Conv2d)).register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0])

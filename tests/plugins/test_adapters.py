@@ -162,3 +162,28 @@ def test_an_adapter_is_chosen_in_the_spec_and_trained_with_the_student() -> None
         for name, parameter in learning.items()
         if name.startswith("losses.")
     )
+
+
+def test_a_map_that_shrinks_is_averaged_and_one_that_grows_is_interpolated() -> None:
+    feature = torch.randn(2, *MAP)
+    averaged = nn.functional.avg_pool2d(feature, 2)
+    torch.testing.assert_close(adapter("pool", MAP, HALF)(feature), averaged)
+    convolution: Any = adapter("conv1x1", MAP, (9, 4, 4))
+    assert convolution.layers[1].bias is None
+    torch.testing.assert_close(convolution.layers[0](feature), averaged)
+    for teacher, wanted in (
+        ((16, 6), averaged),
+        ((256, 6), nn.functional.interpolate(feature, (16, 16), mode="bilinear")),
+    ):
+        tokens = adapter("tokens", MAP, teacher)
+        nn.init.eye_(tokens.linear.weight)
+        nn.init.zeros_(tokens.linear.bias)
+        torch.testing.assert_close(tokens(feature), wanted.flatten(2).transpose(1, 2))
+
+
+def test_class_tokens_are_compared_with_class_tokens() -> None:
+    tokens = adapter("tokens", (1 + 16, 6), (1 + 4, 6))
+    nn.init.eye_(tokens.linear.weight)
+    nn.init.zeros_(tokens.linear.bias)
+    feature = torch.randn(2, 17, 6)
+    torch.testing.assert_close(tokens(feature)[:, 0], feature[:, 0])

@@ -110,6 +110,16 @@ def test_the_oracle(rows: int, negatives: int) -> None:
     np.testing.assert_allclose(ours.detach(), oracle(memory, s, t, contrast), rtol=1e-9)
 
 
+def test_the_momentum_is_what_is_kept() -> None:
+    memory = ContrastMemory(5, 9, 10, dimensions=4, momentum=0.9).double()
+    old = memory.memory_student[3].clone()
+    s, t = torch.randn(1, 5, dtype=torch.float64), torch.randn(1, 9, dtype=torch.float64)
+    memory(s, t, torch.tensor([3]), torch.tensor([[3, 1, 2]]))
+    new = nn.functional.normalize(memory.embed_student(s))[0].detach()
+    wanted = nn.functional.normalize(0.9 * old + 0.1 * new, dim=0)
+    torch.testing.assert_close(memory.memory_student[3], wanted)
+
+
 def test_gradcheck_of_everything_that_learns() -> None:
     torch.manual_seed(0)
     memory = ContrastMemory(3, 4, 20, dimensions=5, temperature=0.3).double().eval()
@@ -184,6 +194,13 @@ def test_negatives_are_of_other_classes_each_once_and_uniform(targets: Tensor) -
         assert (counts[others] - expected).abs().max() < 5 * math.sqrt(expected)
         places = drawn[anchors == label][:, 2].bincount(minlength=len(targets))[others]
         assert (places - expected / 6).abs().max() < 5 * math.sqrt(expected / 6)
+
+
+def test_images_of_one_class_have_negatives_of_their_own() -> None:
+    torch.manual_seed(0)
+    loss = set_up(torch.arange(400) % 4)
+    drawn = loss.negatives(torch.zeros(20, dtype=torch.int64))
+    assert len({tuple(row.tolist()) for row in drawn}) > 15
 
 
 def test_negatives_come_again_only_where_there_are_too_few() -> None:
@@ -313,40 +330,40 @@ def test_a_run_with_every_data_source_goes_on_exactly(tmp_path: Path, tiny: dict
         assert (whole / name).read_bytes() == (again / name).read_bytes()
 
 
-def _one_of_two(rank: int, store: str, answers: Any) -> None:
+def _one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    memory = golden_memory()
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    memory, rows = golden_memory(), []
+    part = slice(0, 4) if rank == 0 else slice(4, 6)  # the second process has the short batch
     for step in range(3):
-        # The second process has the short batch.
-        part = slice(0, 4) if rank == 0 else slice(4, 6)
-        rows = memory(
-            golden(f"student_feature_{step}")[part],
-            golden(f"teacher_feature_{step}")[part],
-            golden(f"index_{step}")[part],
-            golden(f"contrast_index_{step}")[part],
-        )
-        answers.put((rank, step, rows.tolist()))
-    answers.put((rank, "state", [value.tolist() for value in memory.buffers()]))
+        inputs = [
+            golden(f"{name}_{step}")[part]
+            for name in ("student_feature", "teacher_feature", "index", "contrast_index")
+        ]
+        rows.append(memory(*inputs).detach())
+    if rank == 0:  # evaluation needs no other process
+        memory.eval()(*inputs)
+    torch.save((rows, dict(memory.named_buffers())), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_processes_keep_one_bank(tmp_path: Path) -> None:
     """The published values come out although the batch is shared between two processes."""
     context = torch.multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    processes = [
-        context.Process(target=_one_of_two, args=(rank, str(tmp_path / "store"), answers))
-        for rank in range(2)
-    ]
+    processes = [context.Process(target=_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
-    got = {tuple(answer[:2]): answer[2] for answer in (answers.get() for _ in range(8))}
     for process in processes:
-        process.join(60)
+        process.join(100)
+        process.kill()
         assert process.exitcode == 0
+    (first, kept), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for step in range(3):
-        rows = got[0, step] + got[1, step]
-        np.testing.assert_allclose(np.mean(rows), GOLDEN[f"loss_{step}"], rtol=1e-9)
-    assert got[0, "state"] == got[1, "state"]
-    np.testing.assert_allclose(got[0, "state"][0], GOLDEN["memory_student_final"], rtol=1e-9)
+        rows = torch.cat([first[step], second[step]])
+        np.testing.assert_allclose(rows.mean(), GOLDEN[f"loss_{step}"], rtol=1e-9)
+    assert all(torch.equal(kept[name], other[name]) for name in kept)
+    for side in ("student", "teacher"):
+        final = kept[f"memory_{side}"]
+        np.testing.assert_allclose(final, GOLDEN[f"memory_{side}_final"], rtol=1e-9, atol=1e-15)

@@ -387,3 +387,25 @@ def test_dkd_warms_up_from_the_first_epoch() -> None:
     assert [term.factor(epoch) for epoch in (0.0, 0.99, 1.0, 18.5, 19.0, 200.0)] == pytest.approx(
         [0.05, 0.05, 0.1, 0.95, 1.0, 1.0]
     )
+
+
+def test_a_label_losss_own_weight_counts_beside_what_the_teachers_term_says() -> None:
+    class Smooth(kdzoo.Loss):
+        """A label loss that was published with a weight of its own."""
+
+        name = "half-label"
+        guidance = "label"
+        default_weight = 0.5
+
+        def forward(
+            self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch
+        ) -> Tensor:
+            return student.logits.sum(1)
+
+    try:
+        kdzoo.register(Smooth)
+        for beside, wanted in (("dkd", 0.5), ("kd", 0.05)):
+            weights = {term.id: term.weight for term in kdzoo.terms(["half-label", beside])}
+            assert weights["half-label"] == pytest.approx(wanted)
+    finally:
+        registry.cache_clear()

@@ -267,3 +267,14 @@ def test_what_timm_has_not(params: Any, shape: Any, message: str) -> None:
     pytest.importorskip("timm", reason=NO_TIMM)
     with pytest.raises(kdzoo.SpecError, match=message):
         source("timm", **params).build(shape, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_what_no_state_dict_tells_is_the_same_when_weights_follow(name: str) -> None:
+    """These two normalize their images anew where torchvision's weights are used."""
+    pytest.importorskip("torchvision.models")
+    for weights in (None, "DEFAULT"):
+        origin = source("torchvision", model=name, weights=weights)
+        origin.weights_follow = True
+        model: Any = origin.build((3, 96, 96), 5)
+        assert model.transform_input is (weights is not None)

@@ -57,7 +57,7 @@ stages:
   - train: {epochs: 10, optimizer: {use: sgd, lr: 0.01, momentum: 0.9}}
     losses:
       - {use: fitnet, weight: 1, layers: {student: 1, teacher: 1}}
-    # What lies above the hint layer stays as it is.
+    # What lies above the hint layer does not learn yet.
     learn: [student.block0, student.block1, losses]
 
   - train:

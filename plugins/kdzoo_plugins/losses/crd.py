@@ -85,7 +85,11 @@ class ContrastMemory(nn.Module):
             # Each network's embedding against the other's memory.
             sides = ((student, self.memory_teacher), (teacher, self.memory_student))
             similarities = [self._similarities(*side, contrast) for side in sides]
-            normalizers = self._normalizers(similarities)
+            means = torch.stack([side.exp().mean(1) for side in similarities], 1)
+            entering = [rows, student.detach(), teacher.detach(), means]
+            if self.training:
+                entering = _of_all_processes(entering)
+            normalizers = self._normalizers(entering.pop())
             loss = sum(
                 self._contrasted(*side, contrast, similarity, normalizer)
                 for side, similarity, normalizer in zip(
@@ -93,7 +97,7 @@ class ContrastMemory(nn.Module):
                 )
             )
             if self.training:
-                self._remember(rows, student, teacher)
+                self._remember(*entering)
                 self.normalizers.copy_(normalizers)
         assert isinstance(loss, Tensor)
         return loss
@@ -107,10 +111,10 @@ class ContrastMemory(nn.Module):
         """
         return (embedded @ memory.T).gather(1, contrast) / self.temperature
 
-    def _normalizers(self, similarities: list[Tensor]) -> Tensor:
-        """(2,), those of the first step; chosen on the device, so that nothing waits for it."""
-        means = [_over_all_processes(side.exp().mean(1)).mean() for side in similarities]
-        fresh = torch.stack(means) * len(self.memory_student)
+    def _normalizers(self, means: Tensor) -> Tensor:
+        """(2,), those of the first step, of which ``means`` (B, 2) are the mean exp(similarities);
+        chosen on the device, so that nothing waits for it."""
+        fresh = means.mean(0) * len(self.memory_student)
         return torch.where(self.normalizers > 0, self.normalizers, fresh)
 
     def _contrasted(
@@ -143,13 +147,8 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def _remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Mix the batch's embeddings, of all processes, into the memories."""
-        rows = _over_all_processes(rows)
-        for memory, embedded in (
-            (self.memory_student, student),
-            (self.memory_teacher, teacher),
-        ):
-            new = _over_all_processes(embedded.detach())
+        """Mix new embeddings into the memories."""
+        for memory, new in ((self.memory_student, student), (self.memory_teacher, teacher)):
             mixed = self.momentum * memory[rows] + (1 - self.momentum) * new
             memory[rows] = functional.normalize(mixed)
 
@@ -237,6 +236,12 @@ class CRD(kdzoo.Loss):
         """See :meth:`kdzoo.Loss.forward`."""
         (pair,) = self.layers
         rows = self.row[batch.indices]
+        if (
+            rows.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and bool((rows < 0).any())
+        ):
+            raise ValueError("an image is shown that the targets say is not trained on")
         loss: Tensor = self.contrast(
             student.features[pair.student].flatten(1),
             teacher.features[pair.teacher].flatten(1),
@@ -287,18 +292,21 @@ def _embedded(embed: nn.Module, feature: Tensor) -> Tensor:
     return functional.normalize(embedded)
 
 
-def _over_all_processes(values: Tensor) -> Tensor:
+def _of_all_processes(parts: list[Tensor]) -> list[Tensor]:
     """The rows (B, ...) of all processes, one after the other; in one process those given."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return values
-    count = torch.tensor([len(values)], device=values.device)
-    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, count)
-    most = max(int(count) for count in counts)  # the last batches may differ in size
-    padded = torch.cat([values, values.new_zeros(most - len(values), *values.shape[1:])])
-    parts = [torch.zeros_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+        return parts
+    own = torch.tensor([len(parts[0])], device=parts[0].device)
+    counts = [torch.zeros_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, own)
+    sizes = [int(count) for count in counts]  # the last batches may differ
+    gathered = []
+    for part in parts:
+        padded = torch.cat([part, part.new_zeros(max(sizes) - len(part), *part.shape[1:])])
+        others = [torch.zeros_like(padded) for _ in sizes]
+        distributed.all_gather(others, padded)
+        gathered.append(torch.cat([o[:size] for o, size in zip(others, sizes, strict=True)]))
+    return gathered
 
 
 @kdzoo.hookimpl

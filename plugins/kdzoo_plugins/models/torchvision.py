@@ -57,6 +57,8 @@ class Torchvision(kdzoo.ModelSource):
                 options["input_size"] = (height, width)
             elif name in ("googlenet", "inception_v3"):
                 options["init_weights"] = True
+                # torchvision sets this with its weights, and no state dict tells of it.
+                options["transform_input"] = self.params.weights is not None
         try:
             model: nn.Module = _models().get_model(name, weights=weights, **options)
         except (AssertionError, ValueError) as error:  # how they refuse a size of images
