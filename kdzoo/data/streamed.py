@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,7 @@ __all__ = ["StreamedSet"]
 
 _PLAIN = 64  # images of a view without augmentation, at most: several views are read ahead
 _WORKERS = 8
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class _StreamedSplit(Split):
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_begin,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
             multiprocessing_context=_context() if workers else None,
             generator=torch.Generator(),  # it would draw from everybody's
         )
@@ -170,9 +174,17 @@ def _context() -> Any:
     return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
 
-def _begin(number: int) -> None:
+def _begin(main: int, number: int) -> None:
+    """In a process that reads: end with the main process, at whatever moment that dies.
+
+    torch's own watch compares with the parent that it finds, which may be another one already.
+    """
     del number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != main:
+        os._exit(1)
 
 
 def _as_it_is(answer: Any) -> Any:
