@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,9 @@ def evaluate_run(directory: str | Path) -> Score:
     spec = read_spec({**kept, "train": {"epochs": 1}})
     session = _Session(Path(directory).parent, spec)
     images = session.images(spec)
+    recipe = NetworkRecipe.of(RunDirectory(Path(directory)).student)
+    assert recipe is not None  # load_student has read it
+    _refuse_other_classes(recipe.classes, images, "student")
     evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
     return Score.of(evaluation, images.classes)
 
@@ -439,10 +443,11 @@ def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:
 
 def _refuse_other_classes(known: tuple[str, ...], images: Images, role: str) -> None:
     if known != images.classes:
+        pairs = zip_longest(known, images.classes, fillvalue="none")
+        number, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if len({*pair}) > 1)
         raise SpecError(
-            f"the {role} knows {len(known)} classes ({known[0]}, ...), and the data has "
-            f"{len(images.classes)} ({images.classes[0]}, ...); they must be the same, in the same "
-            "order"
+            f"the {role} knows {len(known)} classes and the data has {len(images.classes)}; class "
+            f"{number} is {ours} there and {theirs} here; they must be the same, in the same order"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -734,6 +735,29 @@ def test_evaluation_needs_no_more_than_the_student_and_the_data(
     run = kdzoo.run({**tiny, "teacher": {"run": str(other)}}, runs=tmp_path / "runs")
     other.unlink()
     assert evaluate_run(run.directory) == run.report.student
+
+
+def test_evaluation_on_other_classes_is_refused(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels of a data set that has changed would be others than the student's."""
+    import planted
+
+    from kdzoo.pipeline import evaluate_run
+
+    run = kdzoo.run(
+        {**tiny, "teacher": None, "baseline": False, "losses": ["ce"], "policy": "all"},
+        runs=tmp_path,
+    )
+    source = registry().find("dataset", "planted")
+    load = source.load
+
+    def renamed(self: Any) -> kdzoo.ImageData:
+        return dataclasses.replace(load(self), classes=(*planted.CLASSES[:-1], "z"))
+
+    monkeypatch.setattr(source, "load", renamed)
+    with pytest.raises(kdzoo.SpecError, match="class 9 is j there and z here"):
+        evaluate_run(run.directory)
 
 
 def test_class_names_are_not_markup(
