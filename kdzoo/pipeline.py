@@ -107,6 +107,10 @@ def load_student(directory: str | Path) -> Network:
     Raises:
         CheckpointError: there is no finished run, or its weights are damaged.
     """
+    return _trained_student(directory)[0]
+
+
+def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     file = RunDirectory(Path(directory)).student
     if not file.exists():
         raise CheckpointError(f"{directory}: holds no trained student (no {file.name})")
@@ -115,7 +119,7 @@ def load_student(directory: str | Path) -> Network:
         raise CheckpointError(f"{file}: was not written by kdzoo")
     network, _ = recipe.build(seed=0, weights_follow=True)
     load_weights(network.model, file, "the student")
-    return network.eval()
+    return network.eval(), recipe
 
 
 def evaluate_run(directory: str | Path) -> Score:
@@ -124,7 +128,7 @@ def evaluate_run(directory: str | Path) -> Score:
     Raises:
         KdzooError: there is no finished run, or its data is gone.
     """
-    student = load_student(directory)
+    student, recipe = _trained_student(directory)
     # Of the spec only the data and the student are needed: whatever else it names may be gone.
     document = Document.read(RunDirectory(Path(directory)).spec)
     kept = {key: document.data[key] for key in _EVALUATED if key in document.data}
@@ -132,8 +136,6 @@ def evaluate_run(directory: str | Path) -> Score:
     spec = read_spec({**kept, "train": {"epochs": 1}})
     session = _Session(Path(directory).parent, spec)
     images = session.images(spec)
-    recipe = NetworkRecipe.of(RunDirectory(Path(directory)).student)
-    assert recipe is not None  # load_student has read it
     _refuse_other_classes(recipe.classes, images, "student")
     evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
     return Score.of(evaluation, images.classes)

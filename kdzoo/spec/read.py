@@ -280,12 +280,12 @@ class _Reader:
             for entry in losses
             if self._guidance(entry) == "teacher"
         }
+        factor = beside.pop() if len(beside) == 1 else 1.0
         filled = []
         for entry in losses:
             if self._guidance(entry) == "label" and "weight" not in entry.model_fields_set:
                 own = self.plugins.find(Loss.kind, entry.use).default_weight
-                weight = own * (beside.copy().pop() if len(beside) == 1 else 1.0)
-                entry = entry.model_copy(update={"weight": weight})
+                entry = entry.model_copy(update={"weight": own * factor})
             filled.append(entry)
         return tuple(filled)
 

@@ -218,10 +218,10 @@ class CRD(kdzoo.Loss):
         # Derived from the data, and so no part of the state.
         for name, value in (("row", row), ("start", count.cumsum(0) - count), ("count", count)):
             self.register_buffer(name, value, persistent=False)
-        fewest_others = total - int(count.max())
+        self.most = int(count.max())
+        fewest_others = total - self.most
         if not fewest_others:
             raise kdzoo.SpecError("needs images of two classes at least to contrast")
-        self.most = int(count.max())
         self.plenty = fewest_others >= self.params.negatives
         self.contrast = ContrastMemory(
             math.prod(student_shapes.features[pair.student]),
