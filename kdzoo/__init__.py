@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdzoo.errors import PluginError as PluginError
     from kdzoo.errors import RunError as RunError
     from kdzoo.errors import SpecError as SpecError
+    from kdzoo.errors import did_you_mean as did_you_mean
     from kdzoo.extend.bases import Adapter as Adapter
     from kdzoo.extend.bases import ClassPolicy as ClassPolicy
     from kdzoo.extend.bases import DataSource as DataSource
@@ -70,6 +71,7 @@ _HOMES = {
         "PluginError",
         "RunError",
         "SpecError",
+        "did_you_mean",
     ],
     "kdzoo.extend.bases": [
         "Adapter",

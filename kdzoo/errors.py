@@ -30,6 +30,8 @@ __all__ = [
     "did_you_mean",
 ]
 
+_LISTED = 50  # names at most: there may be thousands
+
 
 class KdzooError(Exception):
     """Base class of all errors that kdzoo raises on purpose."""
@@ -64,7 +66,7 @@ class NonFiniteError(RunError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown ``word``: the nearest name, or all of them.
+    """The end of an error about an unknown ``word``: the nearest name, or what there is.
 
     Returns text that begins with "; ", or nothing where no name is known.
     """
@@ -75,5 +77,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f'; did you mean "{lower[near[0]]}"?'
     if names:
-        return f"; known are {', '.join(names)}"
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return f"; known are {', '.join(names[:_LISTED])}{more}"
     return ""

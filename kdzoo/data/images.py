@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +50,13 @@ class Split(ABC):
         return len(self.targets)
 
     @abstractmethod
-    def plain(self, chunk: int = 512) -> Iterator[View]:
+    def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         """All images without augmentation, in their own order, up to ``chunk`` of them a view."""
 
     @abstractmethod
-    def augmented(self, order: Tensor, sizes: Sequence[int], epoch: int) -> Iterator[View]:
+    def augmented(
+        self, order: Tensor, sizes: Sequence[int], epoch: int
+    ) -> Generator[View, None, None]:
         """Random views, a pure function of the data seed, the epoch and each image's index.
 
         Args:
@@ -100,7 +103,8 @@ class Images:
     @functools.cached_property
     def example(self) -> View:
         """Two training images, not augmented."""
-        return next(self.train.plain(2))
+        with contextlib.closing(self.train.plain(2)) as views:
+            return next(views)
 
     def steps(self, batch_size: int) -> int:
         """How many steps an epoch has."""

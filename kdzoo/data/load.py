@@ -125,8 +125,8 @@ def _streamed(
 ) -> ImageSet:
     height, width, channels = decoder.shape
     usual_mean, usual_std = _IMAGENET[channels]
-    mean = usual_mean if files.mean is None else _numbers(files.mean)
-    std = usual_std if files.std is None else _numbers(files.std)
+    mean = _numbers(usual_mean if files.mean is None else files.mean)
+    std = _numbers(usual_std if files.std is None else files.std)
     _check_statistics(source, channels, mean, std)
     digest = hashlib.sha256()
     for images in (files.train, files.test):
@@ -180,16 +180,7 @@ def _kept_or_decoded(source: str, files: ImageFiles, decoder: Decoder, cache: Pa
     log.info('data "%s": decoding %d images', source, count)
     train = decode_all(decoder, files.train, "train")
     test = decode_all(decoder, files.test, "test")
-    mean, std = _statistics(train)
-    held = _Held(
-        train,
-        files.train.targets,
-        test,
-        files.test.targets,
-        tuple(files.classes),
-        mean if files.mean is None else _numbers(files.mean),
-        std if files.std is None else _numbers(files.std),
-    )
+    held = _held(files, train, test, *_statistics(train))
     if version is not None:
         keep(cache, Kept(version, held.mean, held.std, held.fingerprint()), train, test)
     return held
@@ -201,21 +192,29 @@ def _kept(files: ImageFiles, cache: Path, version: str) -> _Held | None:
         if (found := kept(cache)) is None or found[0].version != version:
             return None
         record, train, test = found
-        held = _Held(
-            train,
-            files.train.targets,
-            test,
-            files.test.targets,
-            tuple(files.classes),
-            record.mean if files.mean is None else _numbers(files.mean),
-            record.std if files.std is None else _numbers(files.std),
-        )
+        held = _held(files, train, test, record.mean, record.std)
         if held.fingerprint() != record.fingerprint:
             raise ValueError("its content is not what was written")
         return held
     except ValueError as error:
         log.warning("%s: is damaged; the images are decoded again (%s)", cache, error)
         return None
+
+
+def _held(
+    files: ImageFiles, train: Tensor, test: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> _Held:
+    """The decoded images of a set; ``mean`` and ``std`` are those of its training images, which
+    count unless it says others."""
+    return _Held(
+        train,
+        files.train.targets,
+        test,
+        files.test.targets,
+        tuple(files.classes),
+        _numbers(mean if files.mean is None else files.mean),
+        _numbers(std if files.std is None else files.std),
+    )
 
 
 def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -288,6 +287,11 @@ def _check_labels(source: str, classes: Sequence[str], train: Tensor, test: Tens
     count = len(classes)
     if not all(isinstance(name, str) for name in classes):
         _fail(source, "the class names must be text")
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a file name in another encoding
+            _fail(source, f"the class name {name!r} is no Unicode text; rename it")
     if count < 2:
         _fail(source, f"has {count} classes; at least 2 are needed")
     if len(set(classes)) < count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,13 +44,15 @@ class _MemorySplit(Split):
         self._pixels = pixels
         self._augmentation = augmentation
 
-    def plain(self, chunk: int = 512) -> Iterator[View]:
+    def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         for start in range(0, len(self), chunk):
             part = slice(start, start + chunk)
             indices = self.indices[part]
             yield View.of(self._images(indices), self.targets[part], indices)
 
-    def augmented(self, order: Tensor, sizes: Sequence[int], epoch: int) -> Iterator[View]:
+    def augmented(
+        self, order: Tensor, sizes: Sequence[int], epoch: int
+    ) -> Generator[View, None, None]:
         order = order.to(self.indices.device)
         indices = self.indices[order]
         # Drawn for all batches at once: the hash is many small operations.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,8 @@ __all__ = ["StreamedSet"]
 _PLAIN = 64  # images of a view without augmentation, at most: several views are read ahead
 _WORKERS = 8
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+_WATCHED = (signal.SIGCHLD,) if sys.platform != "win32" else ()
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,19 @@ class _StreamedSplit(Split):
         self._rows = rows
         self._augmentation = augmentation
 
-    def plain(self, chunk: int = 512) -> Iterator[View]:
+    def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         order = torch.arange(len(self))
         return self._pass(torch.split(order, min(chunk, _PLAIN)), _plain)
 
-    def augmented(self, order: Tensor, sizes: Sequence[int], epoch: int) -> Iterator[View]:
+    def augmented(
+        self, order: Tensor, sizes: Sequence[int], epoch: int
+    ) -> Generator[View, None, None]:
         views = _Random(self._augmentation, epoch, self._owner.decoder)
         return self._pass(torch.split(order, list(sizes)), views)
 
-    def _pass(self, batches: Sequence[Tensor], transform: _Transform) -> Iterator[View]:
+    def _pass(
+        self, batches: Sequence[Tensor], transform: _Transform
+    ) -> Generator[View, None, None]:
         device = self._owner.device
         workers = self._owner.workers
         if workers is None:
@@ -91,7 +99,8 @@ class _StreamedSplit(Split):
             multiprocessing_context=_context() if workers else None,
             generator=torch.Generator(),  # it would draw from everybody's
         )
-        pixels = iter(loader)
+        with _held_back():
+            pixels = iter(loader)
         try:
             for batch in batches:
                 batch = batch.to(device)
@@ -101,7 +110,8 @@ class _StreamedSplit(Split):
                 images = answer.to(device, non_blocking=True).permute(0, 3, 1, 2)
                 yield View.of(images, self.targets[batch], self.indices[batch])
         finally:
-            del pixels  # the processes end with it, and a traceback would keep it
+            with _held_back():
+                del pixels  # the processes end with it, and a traceback would keep it
 
 
 _Transform = Callable[[Decoder, Image.Image, int], Image.Image]
@@ -157,11 +167,36 @@ class _Random:
         return image
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Processes begin and end in here. Ctrl-C and SIGTERM wait until they have: where Python calls
+    back, as it does around a fork and for what is deleted, an exception would be lost.
+
+    torch's watch over the processes is taken off again. It raises wherever the main thread happens
+    to be, in somebody's loss, say; the loader finds out by itself when it waits for images.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it is the one that gets them
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (*_HELD_BACK, *_WATCHED)}
+    for number in _HELD_BACK:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def _next(pixels: Iterator[Any]) -> Any:
     try:
         return next(pixels)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise RunError(
             f"a process that reads images came to an end ({error}); if memory is short, lower "

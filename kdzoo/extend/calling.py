@@ -30,5 +30,5 @@ def calling(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunError(f"{what} failed: {type(error).__name__}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a component that exits must not do so in silence
         raise PluginError(f"{what} failed: {type(error).__name__}: {error}") from error

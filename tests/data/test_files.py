@@ -157,6 +157,17 @@ def rename(path: str, to: str) -> Callable[[Path], Any]:
             lambda root: (root / "train/red/gone.png").symlink_to("nowhere"),
             "ROOT/train/red/gone.png: No such file or directory",
         ),
+        (
+            lambda root: (root / "train/red/again").symlink_to(root / "train" / "red"),
+            "ROOT/train/red/again: is a link to a folder that it lies in; remove it",
+        ),
+        (
+            lambda root: [
+                (root / part / "red").rename(os.fsdecode(os.fsencode(root / part) + b"/r\xe9d"))
+                for part in ("train", "test")
+            ],
+            "data \"image-folder\": the class name 'r\\udce9d' is no Unicode text; rename it",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(

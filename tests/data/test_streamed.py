@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from pictures import spec, write_pictures
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
 import kdzoo
@@ -222,6 +224,45 @@ def test_a_killed_run_leaves_no_process_behind(root: Path, tmp_path: Path) -> No
     assert len(workers) == 2
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+
+
+_at_fork: list[signal.Signals] = []  # sent to this process when it forks the next time
+os.register_at_fork(before=lambda: [os.kill(os.getpid(), _at_fork.pop()) for _ in _at_fork[:1]])
+
+
+@pytest.mark.parametrize("moment", ["begin", "end"])
+def test_an_interrupt_is_not_lost_while_processes_begin_or_end(
+    root: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python calls back there, and throws away what is raised then."""
+    images = streamed(root, 1)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    if moment == "begin":
+        _at_fork.append(signal.SIGINT)
+    else:
+        end = _MultiProcessingDataLoaderIter._shutdown_workers
+
+        def interrupted(self: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            end(self)
+
+        monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        views(images)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert not children()
+
+
+def test_a_reading_process_that_is_killed_fails_where_images_are_awaited(root: Path) -> None:
+    """And not in whatever is computed at that moment."""
+    pass_ = streamed(root, 1).epoch(0, 2, 0)
+    next(pass_)
+    (worker,) = children()
+    worker.kill()
+    for _ in range(50):  # a signal handler runs between two of these
+        time.sleep(0.01)
+    with pytest.raises(kdzoo.RunError, match=r"a process that reads images .*--shm-size"):
+        list(pass_)
 
 
 def test_a_reading_process_that_dies_is_explained() -> None:

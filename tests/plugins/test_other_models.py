@@ -119,7 +119,7 @@ def test_the_stages_have_the_same_numbers_at_every_size() -> None:
     ("params", "shape", "message"),
     [
         ({"model": "resnet5O"}, (3, 32, 32), 'no classification model "resnet5O"; did you mean'),
-        ({"model": "resnet50_"}, (3, 32, 32), "did you mean resnet50 or"),
+        ({"model": "resnet50_"}, (3, 32, 32), 'did you mean "resnet50"?'),
         ({"model": "fcn_resnet50"}, (3, 32, 32), "no classification model"),
         ({"model": "resnet18"}, (1, 32, 32), "images of 3 channels, and these have 1"),
         ({"model": "alexnet"}, (3, 16, 16), "alexnet cannot take images of 16x16 pixels: "),
@@ -253,7 +253,7 @@ def test_what_timm_knows_of_its_weights() -> None:
         (
             {"model": "resnet50.a1_in2k"},
             (3, 32, 32),
-            r"no weights .*did you mean resnet50\.a1_in1k",
+            r'no weights .*did you mean "resnet50\.a1_in1k"',
         ),
         ({"model": "resnet50", "pretrained": True}, (1, 32, 32), "3 channels, and these have 1"),
         (

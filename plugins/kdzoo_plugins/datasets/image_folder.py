@@ -81,7 +81,7 @@ def _images(root: Path, part: str) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         if entry.is_dir():
-            classes[entry.name] = sorted(_below(root, f"{part}/{entry.name}"))
+            classes[entry.name] = sorted(_below(root, f"{part}/{entry.name}", ()))
             if not classes[entry.name]:
                 raise kdzoo.DataError(
                     f"{entry.path}: holds no images ({', '.join(_SUFFIXES)}); add some, or remove "
@@ -96,12 +96,17 @@ def _images(root: Path, part: str) -> dict[str, list[str]]:
     return classes
 
 
-def _below(root: Path, folder: str) -> list[str]:
+def _below(root: Path, folder: str, parents: tuple[tuple[int, int], ...]) -> list[str]:
+    """The images in a folder and below it; ``parents`` tells the folders that it lies in."""
+    known = os.stat(root / folder)
+    here = (known.st_dev, known.st_ino)
+    if here in parents:
+        raise kdzoo.DataError(f"{root / folder}: is a link to a folder that it lies in; remove it")
     found: list[str] = []
     for entry in _entries(root / folder):
         path = f"{folder}/{entry.name}"
         if entry.is_dir():
-            found += _below(root, path)
+            found += _below(root, path, (*parents, here))
         elif _is_image(entry.name):
             found.append(path)
     return found

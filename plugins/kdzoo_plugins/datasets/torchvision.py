@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import inspect
@@ -154,10 +153,8 @@ def _class(name: str) -> Any:
     }
     if name in known:
         return known[name]
-    lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1)
-    hint = f'did you mean "{lower[near[0]]}"?' if near else f"known are {', '.join(sorted(known))}"
-    raise kdzoo.DataError(f'torchvision has no dataset "{name}"; {hint}')
+    hint = kdzoo.did_you_mean(name, known)
+    raise kdzoo.DataError(f'torchvision has no dataset "{name}"{hint}')
 
 
 def _parameters(found: Any) -> dict[str, inspect.Parameter]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["ENTRANCE", "mark_entrance", "nearest"]
+__all__ = ["ENTRANCE", "mark_entrance"]
 
 ENTRANCE = "entrance"
 
@@ -25,9 +23,3 @@ def mark_entrance(head: nn.Module) -> None:
 
 def _through_entrance(head: nn.Module, inputs: tuple[Any, ...]) -> Any:
     return head.get_submodule(ENTRANCE)(*inputs)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown ``word``: names that are near it."""
-    names = difflib.get_close_matches(word, known, n=3)
-    return f"; did you mean {' or '.join(names)}?" if names else ""

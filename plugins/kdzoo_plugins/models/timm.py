@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 import kdzoo
-from kdzoo_plugins.models._foreign import ENTRANCE, mark_entrance, nearest
+from kdzoo_plugins.models._foreign import ENTRANCE, mark_entrance
 
 __all__ = ["Timm"]
 
@@ -82,13 +82,15 @@ class Timm(kdzoo.ModelSource):
         plain = name.partition(".")[0]
         if not timm.is_model(plain):
             raise kdzoo.SpecError(
-                f'timm has no model "{plain}"{nearest(plain, timm.list_models())}'
+                f'timm has no model "{plain}"{kdzoo.did_you_mean(plain, timm.list_models())}'
             )
         try:
             return timm.get_pretrained_cfg(name)
         except RuntimeError as error:
             known = timm.list_pretrained(plain)
-            raise kdzoo.SpecError(f'timm has no weights "{name}"{nearest(name, known)}') from error
+            raise kdzoo.SpecError(
+                f'timm has no weights "{name}"{kdzoo.did_you_mean(name, known)}'
+            ) from error
 
 
 def _timm() -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import kdzoo
-from kdzoo_plugins.models._foreign import ENTRANCE, mark_entrance, nearest
+from kdzoo_plugins.models._foreign import ENTRANCE, mark_entrance
 
 __all__ = ["Torchvision"]
 
@@ -102,7 +102,7 @@ class Torchvision(kdzoo.ModelSource):
         known = models.list_models(module=models)
         if name not in known:
             raise kdzoo.SpecError(
-                f'torchvision has no classification model "{name}"{nearest(name, known)}'
+                f'torchvision has no classification model "{name}"{kdzoo.did_you_mean(name, known)}'
             )
         if weights is None:
             return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 
 import kdzoo
@@ -28,10 +26,8 @@ class Fixed(kdzoo.ClassPolicy):
         """See :meth:`kdzoo.ClassPolicy.setup`."""
         for name in self.params.classes:
             if name not in setting.classes:
-                near = difflib.get_close_matches(name, setting.classes, n=1)
-                known = ", ".join(setting.classes)
-                hint = f'did you mean "{near[0]}"?' if near else f"known are {known}"
-                raise kdzoo.SpecError(f'there is no class "{name}"; {hint}')
+                hint = kdzoo.did_you_mean(name, setting.classes)
+                raise kdzoo.SpecError(f'there is no class "{name}"{hint}')
         listed = np.array([name in self.params.classes for name in setting.classes])
         self._weights = UntaughtWeights(self.params, setting)(listed)
 
