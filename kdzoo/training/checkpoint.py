@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
+import zipfile
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,8 @@ from kdzoo.errors import CheckpointError, PluginError
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["Best", "Checkpoint", "load_tensors"]
+
+_REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")  # how torch names what it does not read
 
 
 @dataclass
@@ -114,16 +119,35 @@ def load_tensors(path: Path) -> Any:
         CheckpointError: the file is damaged, or holds more than data.
     """
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
+        _check_sums(path)
+        with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what cannot be read is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        detail = "" if "weights_only" in reason else f": {reason}"
+        if found := _REFUSED.search(str(error)):
+            raise CheckpointError(
+                f"{path}: holds something else than tensors and plain data ({found[1]}); save a "
+                "state dict in it, `model.state_dict()`"
+            ) from error
         raise CheckpointError(
-            f"{path}: is damaged, or holds something else than tensors and plain data{detail}"
+            f"{path}: is damaged, or holds something else than tensors and plain data"
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """torch.save writes checksums, and torch.load passes them over.
+
+    Raises:
+        zipfile.BadZipFile: one does not match.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # of a torch before 1.6: without checksums
+    with zipfile.ZipFile(path) as archive:
+        written = any(part.CRC for part in archive.infolist())  # it can be told not to
+        if written and archive.testzip() is not None:
+            raise zipfile.BadZipFile
 
 
 def _numpy_numbers() -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class NetworkRecipe:
         content = safetensors.torch.save(
             {name: tensor.cpu().clone() for name, tensor in state.items()},
             # One key, since the order of several is random.
-            {_KEY: json.dumps(vars(self), sort_keys=True)},
+            {_KEY: json.dumps({"recipe": vars(self), "weights": _digest(state)}, sort_keys=True)},
         )
         directory.write(directory.student, content)
 
@@ -96,10 +97,9 @@ class NetworkRecipe:
         """The recipe beside the weights in a file that :meth:`save` wrote; ``None`` in others."""
         if file.suffix != ".safetensors":
             return None
+        record = _record(file)
         with _reading(file):
-            with safetensors.safe_open(file, "pt") as archive:
-                metadata = archive.metadata() or {}
-            return cls(**json.loads(metadata[_KEY])) if _KEY in metadata else None
+            return None if record is None else cls(**record["recipe"])
 
 
 def load_weights(model: nn.Module, file: Path, what: str) -> None:
@@ -108,8 +108,9 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
     Args:
         model: the model, as :meth:`kdzoo.ModelSource.build` made it.
         file: ``.safetensors``, or what ``torch.save`` wrote: a state dict, alone or under
-            ``model`` or ``state_dict``, of the model or of a wrapper around it: DataParallel
-            (``module.``), or a distiller (``student.``), whose other entries are passed over.
+            ``model``, ``state_dict`` or the only name that has one; of the model or of a wrapper
+            around it: DataParallel (``module.``), torch.compile (``_orig_mod.``), or a distiller
+            (``student.``), whose other entries are passed over.
         what: what the model is, for errors ("the teacher").
 
     Raises:
@@ -117,10 +118,14 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
     """
     own = model.state_dict()
     if file.suffix == ".safetensors":
+        record = _record(file)
         with _reading(file):
             state: dict[str, Tensor] = safetensors.torch.load_file(file)
+            if record is not None and record["weights"] != _digest(state):
+                raise ValueError("its weights are not those that were written")
     else:
-        state = _unwrapped(_state_dict_in(load_tensors(file), file), own)
+        state = _state_dict_in(load_tensors(file), file)
+    state = _unwrapped(state, own)
     aliases = set(own) - set(_without_aliases(own))
     problems = [
         *_differences("lacks", sorted(set(own) - set(state) - aliases)),
@@ -143,25 +148,59 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
 
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not (
-        isinstance(content, dict)
-        and content
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    ):
+    """The state dict that a file is, or has under a usual name, or under the only name."""
+    if isinstance(content, dict) and not _is_state_dict(content):
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), dict):
+                return _state_dict_in(content[key], file)
+        found = {key: value for key, value in content.items() if _is_state_dict(value)}
+        if len(found) > 1:
+            names = ", ".join(map(str, found))
+            raise CheckpointError(
+                f"{file}: holds several state dicts ({names}); save the one that is meant alone"
+            )
+        content = next(iter(found.values()), None)
+    if not _is_state_dict(content):
         raise CheckpointError(f"{file}: holds no state dict (names and tensors)")
-    return content
+    state: dict[str, Tensor] = content
+    return state
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # A distiller may hold its student in a module of the method's, under ``student`` once more.
-    for prefix in ("module.", "student.", "student."):
-        inside = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-        if inside and not any(name.startswith(prefix) for name in own):
-            state = inside
+    """The model's own entries, by its own names; those of wrappers around it are passed over."""
+    wrapped = True
+    while wrapped:
+        wrapped = False
+        for prefix in ("module.", "_orig_mod.", "student."):
+            inside = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+            if inside and not any(name.startswith(prefix) for name in own):
+                state, wrapped = inside, True
     return state
+
+
+def _record(file: Path) -> dict[str, Any] | None:
+    """What :meth:`NetworkRecipe.save` wrote beside the weights; ``None`` in others' files."""
+    with _reading(file):
+        with safetensors.safe_open(file, "pt") as archive:
+            metadata = archive.metadata() or {}
+        return json.loads(metadata[_KEY]) if _KEY in metadata else None
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of names and values: a file of weights has no checksums of its own."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,5 +228,5 @@ def _reading(file: Path) -> Iterator[None]:
     """Turns what goes wrong while a file is read into a CheckpointError."""
     try:
         yield
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from tapping import tapped
 from torch import nn
+from torchvision import models
 
 import kdzoo
 from kdzoo.extend.registry import registry
@@ -70,7 +72,6 @@ AUXILIARY = ("googlenet", "inception_v3")
     ],
 )
 def test_torchvision_families(name: str, side: int, stages: list[tuple[int, int]]) -> None:
-    models = pytest.importorskip("torchvision.models")
     origin = source("torchvision", model=name)
     torch.manual_seed(0)
     model = origin.build((3, side, side), 7)
@@ -138,7 +139,6 @@ def test_what_torchvision_has_not(params: Any, shape: Any, message: str) -> None
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Trained weights of SqueezeNet 1.1, as far as torchvision can tell."""
-    models = pytest.importorskip("torchvision.models")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     state: dict[str, torch.Tensor] = models.squeezenet1_1().state_dict()
     file = Path(models.SqueezeNet1_1_Weights.DEFAULT.url).name
@@ -201,9 +201,6 @@ def test_a_library_that_cannot_be_imported(
         source(use, model="resnet18").build((3, 32, 32), 7)
 
 
-NO_TIMM = "the optional extra is not installed"
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "stages"),
     [
@@ -215,7 +212,6 @@ NO_TIMM = "the optional extra is not installed"
     ],
 )
 def test_timm_families(name: str, shape: tuple[int, int, int], stages: int) -> None:
-    timm = pytest.importorskip("timm", reason=NO_TIMM)
     origin = source("timm", model=name)
     torch.manual_seed(0)
     model = origin.build(shape, 7)
@@ -229,7 +225,6 @@ def test_timm_families(name: str, shape: tuple[int, int, int], stages: int) -> N
 
 
 def test_timm_without_stages_or_with_two_classifiers() -> None:
-    pytest.importorskip("timm", reason=NO_TIMM)
     origin = source("timm", model="deit_tiny_distilled_patch16_224")
     origin.build((3, 32, 32), 7)
     assert origin.layers().stages
@@ -240,7 +235,6 @@ def test_timm_without_stages_or_with_two_classifiers() -> None:
 
 
 def test_what_timm_knows_of_its_weights() -> None:
-    pytest.importorskip("timm", reason=NO_TIMM)
     origin = source("timm", model="test_vit.r160_in1k", pretrained=True)
     assert origin.pretrained()
     assert origin.normalization() == kdzoo.Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -264,7 +258,6 @@ def test_what_timm_knows_of_its_weights() -> None:
     ],
 )
 def test_what_timm_has_not(params: Any, shape: Any, message: str) -> None:
-    pytest.importorskip("timm", reason=NO_TIMM)
     with pytest.raises(kdzoo.SpecError, match=message):
         source("timm", **params).build(shape, 7)
 
@@ -272,7 +265,6 @@ def test_what_timm_has_not(params: Any, shape: Any, message: str) -> None:
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_what_no_state_dict_tells_is_the_same_when_weights_follow(name: str) -> None:
     """These two normalize their images anew where torchvision's weights are used."""
-    pytest.importorskip("torchvision.models")
     for weights in (None, "DEFAULT"):
         origin = source("torchvision", model=name, weights=weights)
         origin.weights_follow = True

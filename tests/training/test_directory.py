@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections import OrderedDict
@@ -83,15 +84,26 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     assert Checkpoint.load(directory) is None
-    Checkpoint(1, 2, {"a": torch.zeros(3)}, {}, {}, {}).save(directory)
+    Checkpoint(1, 2, {"a": torch.zeros(300)}, {}, {}, {}).save(directory)
     whole = directory.checkpoint.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"garbage" * 99, whole[:-1]):
         directory.checkpoint.write_bytes(damaged)
         with pytest.raises(kdzoo.CheckpointError, match=r"checkpoint\.pt: is damaged"):
             Checkpoint.load(directory)
+    for place in range(0, len(whole), 97):
+        directory.checkpoint.write_bytes(flipped(whole, place))
+        with contextlib.suppress(kdzoo.CheckpointError):  # names and padding have no checksums
+            loaded = Checkpoint.load(directory)
+            assert loaded is not None
+            assert (loaded.epoch, loaded.step) == (1, 2)
+            assert torch.equal(loaded.distiller["a"], torch.zeros(300))
     torch.save({"epoch": 1}, directory.checkpoint)
     with pytest.raises(kdzoo.CheckpointError, match="is no checkpoint of this version"):
         Checkpoint.load(directory)
@@ -137,8 +149,9 @@ def beside_numbers(state: dict[str, Any]) -> dict[str, Any]:
         in_distiller,
         lambda s: in_module(in_distiller(s)),
         lambda s: in_module(in_distiller({f"student.{name}": t for name, t in s.items()})),
+        lambda s: {f"_orig_mod.module.{name}": t for name, t in s.items()},
     ],
-    ids=["bare", "module", "student", "module.student", "module.student.student"],
+    ids=["bare", "module", "student", "module.student", "module.student.student", "compiled"],
 )
 @pytest.mark.parametrize(
     "wrap",
@@ -147,9 +160,10 @@ def beside_numbers(state: dict[str, Any]) -> dict[str, Any]:
         lambda s: {"model": s},
         lambda s: {"state_dict": s},
         lambda s: {"model": {"state_dict": s}},
+        lambda s: {"net": s, "acc": 93.1, "optimizer": {"state": {}, "param_groups": []}},
         beside_numbers,
     ],
-    ids=["alone", "model", "state_dict", "model.state_dict", "beside numbers"],
+    ids=["alone", "model", "state_dict", "model.state_dict", "net", "beside numbers"],
 )
 def test_weights_as_others_save_them(tmp_path: Path, wrap, names) -> None:
     source, target = net(), net()
@@ -195,6 +209,8 @@ def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
         (nn.Linear(6, 3).state_dict(), "it lacks 0.bias, 0.weight, 1.bias and 6 more"),
         ({**net().state_dict(), "x": torch.zeros(1)}, "has, unknown to the model, x"),
         ({"model": {"epoch": 3}}, "holds no state dict"),
+        ({"net": net().state_dict(), "ema": net().state_dict()}, r"several state dicts \(net, ema"),
+        (net(), r"something else .*torch\.nn\.modules.* save a state dict"),
         ([1, 2], "holds no state dict"),
     ],
 )
@@ -216,9 +232,11 @@ def test_a_recipe_travels_with_the_weights(tmp_path: Path) -> None:
     images = torch.rand(4, 1, 2, 3)
     assert torch.equal(loaded(images), network.eval()(images))
     assert not loaded.training
-    directory.student.write_bytes(directory.student.read_bytes()[:-4])
-    with pytest.raises(kdzoo.CheckpointError, match=r"student\.safetensors: cannot be read"):
-        kdzoo.load_student(tmp_path)
+    whole = directory.student.read_bytes()
+    for damaged in (whole[:-4], flipped(whole, len(whole) - 3), flipped(whole, 20)):
+        directory.student.write_bytes(damaged)
+        with pytest.raises(kdzoo.CheckpointError, match=r"student\.safetensors: cannot be read"):
+            kdzoo.load_student(tmp_path)
     with pytest.raises(kdzoo.CheckpointError, match="holds no trained student"):
         kdzoo.load_student(tmp_path / "nowhere")
 
