@@ -319,6 +319,10 @@ def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str,
     teacher = {"use": "mlp", "widths": [16], "checkpoint": str(tmp_path / "untrained.pth")}
     with pytest.raises(kdzoo.CheckpointError, match=r"chance is 10.00 %: check"):
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
+    state["head.weight"].fill_(torch.nan)
+    torch.save(state, tmp_path / "untrained.pth")
+    with pytest.raises(kdzoo.CheckpointError, match="the teacher answers NaN or infinity to val"):
+        kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
 
 
 UNITS = {"mean": [0.5], "std": [0.0625]}  # the planted features, nearly centred, of size 1
@@ -630,11 +634,21 @@ class Fails(kdzoo.Observer):
         raise ConnectionError("server down")
 
 
+class Exits(kdzoo.Observer):
+    """Ends the process at the end of an epoch."""
+
+    name = "exits"
+
+    def epoch(self, run, record):
+        raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("observer", "message"),
     [
         (NotPlain, r"checkpoint\.observers\.not-plain\.loss is numpy\.float64; a state must hold"),
         (Fails, 'observer "fails" failed: ConnectionError: server down'),
+        (Exits, 'observer "exits" failed: SystemExit: 0'),
     ],
 )
 def test_a_component_that_fails_is_named(

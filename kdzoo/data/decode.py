@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from kdzoo.errors import DataError
 from kdzoo.extend.contracts import ImageFiles, ImageList
 
-__all__ = ["Decoder", "Pixels", "centre", "cores", "decode_all"]
+__all__ = ["Decoder", "Pixels", "centre", "cores", "decode_all", "ignore_warnings"]
 
 Pixels = npt.NDArray[np.uint8]
 """(height, width, channels)."""
@@ -137,6 +138,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def ignore_warnings() -> None:
+    """Pillow warns of oddities in what it can read, and does not say in which file."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _in_threads(work: Callable[[int], int], parts: range, count: int, title: str) -> None:
     console = Console(stderr=True)
     columns = (
@@ -144,7 +150,8 @@ def _in_threads(work: Callable[[int], int], parts: range, count: int, title: str
     )  # fmt: skip
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     # Threads will do: Pillow lets others run while it decodes and scales.
-    with ThreadPoolExecutor(cores()) as pool, bar:
+    with ThreadPoolExecutor(cores()) as pool, bar, warnings.catch_warnings():
+        ignore_warnings()
         task = bar.add_task("", total=count)
         for done in pool.map(work, parts):
             bar.advance(task, done)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdzoo.data.augment import Augmentation
-from kdzoo.data.decode import Decoder, Pixels, centre, cores
+from kdzoo.data.decode import Decoder, Pixels, centre, cores, ignore_warnings
 from kdzoo.data.images import ImageSet, Split, View
 from kdzoo.errors import DataError, RunError
 from kdzoo.extend.contracts import ImageFiles, ImageList
@@ -215,6 +215,7 @@ def _begin(main: int, number: int) -> None:
     torch's own watch compares with the parent that it finds, which may be another one already.
     """
     del number
+    ignore_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)

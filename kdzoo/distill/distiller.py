@@ -96,10 +96,11 @@ class Distiller(nn.Module):
         self.student = student
         if len(example) == 1:  # batch norm cannot be tried in train mode on one image
             example = example.expand(2, *example.shape[1:])
-        pairs = [pair for term in terms for pair in term.loss.layers]
-        self._student = Tapped(
-            "student", student, student_layers, [pair.student for pair in pairs], example
-        )
+        pairs = [
+            (pair, f'loss "{term.id}"') for term in reversed(terms) for pair in term.loss.layers
+        ]
+        readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
+        self._student = Tapped("student", student, student_layers, readers, example)
         self._teacher: Tapped | None = None
         if teacher is not None:
             shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
@@ -107,9 +108,8 @@ class Distiller(nn.Module):
                 raise SpecError("teacher and student share parameters; give the student its own")
             teacher.eval()
             teacher.requires_grad_(False)
-            self._teacher = Tapped(
-                "teacher", teacher, teacher_layers, [pair.teacher for pair in pairs], example
-            )
+            readers = {pair.teacher: reader for pair, reader in pairs}
+            self._teacher = Tapped("teacher", teacher, teacher_layers, readers, example)
         self._check_class_counts()
         self.losses = nn.ModuleDict()
         if targets is not None:

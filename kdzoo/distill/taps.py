@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ __all__ = ["Tapped"]
 class _Tap:
     """A forward hook on one module. It keeps what passes only while ``listening``."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name  # for errors
         self.listening = False
         self.clone = False  # a later in-place operation overwrites the output
         self.fired = 0
@@ -48,7 +49,7 @@ class Tapped:
         role: "teacher" or "student", for errors.
         network: what is run.
         layers: the names that its model declares.
-        wanted: the layers to read: stage numbers or module paths.
+        wanted: the layers to read, stage numbers or module paths, and for whom, for errors.
         example: (B, channels, height, width), a few images to try the taps on.
 
     Raises:
@@ -60,24 +61,26 @@ class Tapped:
         role: str,
         network: nn.Module,
         layers: Layers,
-        wanted: Iterable[Layer],
+        wanted: Mapping[Layer, str],
         example: Tensor,
     ) -> None:
         self.role = role
         self.network = network
         self._taps: dict[Layer, _Tap] = {}
         modules = _modules(network)
-        for layer in dict.fromkeys(wanted):
-            tap = self._taps[layer] = _Tap()
-            modules[self._path(layer, layers, modules)].register_forward_hook(tap)
+        for layer, reader in wanted.items():
+            tap = self._taps[layer] = _Tap(f'{reader}: layer "{layer}" of the {role}')
+            with calling(reader):
+                path = self._path(layer, layers, modules)
+            modules[path].register_forward_hook(tap)
         self.shapes = self._probe(example)
 
     def __call__(self, inputs: Tensor) -> Outputs:
         """Run the network; only the wanted features are kept."""
         with self._listening():
             logits = self.network(inputs)
-            for layer, tap in self._taps.items():
-                self._check(layer, tap)
+            for tap in self._taps.values():
+                self._check(tap)
             features = {layer: tap.value for layer, tap in self._taps.items()}
         return Outputs(logits, features)
 
@@ -106,22 +109,21 @@ class Tapped:
             raise SpecError(f'the {self.role} has no layer "{path}"{did_you_mean(path, modules)}')
         return path
 
-    def _check(self, layer: Layer, tap: _Tap) -> None:
-        name = f'layer "{layer}" of the {self.role}'
+    def _check(self, tap: _Tap) -> None:
         if tap.fired == 0:
-            raise SpecError(f"{name} does not run in a forward pass; tap one that does")
+            raise SpecError(f"{tap.name} does not run in a forward pass; tap one that does")
         if tap.fired > 1:
             raise SpecError(
-                f"{name} runs {tap.fired} times in a forward pass (a shared module), so its "
+                f"{tap.name} runs {tap.fired} times in a forward pass (a shared module), so its "
                 "output is not one feature; tap a module around it that runs once"
             )
         if not isinstance(tap.value, Tensor):
-            raise SpecError(f"{name} gives {type(tap.value).__name__}, not one tensor")
+            raise SpecError(f"{tap.name} gives {type(tap.value).__name__}, not one tensor")
         if torch.compiler.is_compiling():
             return  # in a graph nothing is overwritten
         if not tap.clone and tap.value._version != tap.version:
             # Only a network whose in-place operations change from call to call gets here.
-            raise SpecError(f"{name} is overwritten by a later in-place operation")
+            raise SpecError(f"{tap.name} is overwritten by a later in-place operation")
 
     def _probe(self, example: Tensor) -> Shapes:
         """Try the taps in both modes, leaving no trace in the network or in the random state."""

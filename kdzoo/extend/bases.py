@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from kdzoo.extend.calling import calling
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.contracts import (
     Batch,
@@ -125,7 +126,8 @@ class Loss(Component, nn.Module, ABC):
                 "its adapter_factory"
             )
         adapter = self.adapter_factory()
-        adapter.setup(student_shape, teacher_shape)
+        with calling(f'adapter "{adapter.name}"'):
+            adapter.setup(student_shape, teacher_shape)
         return adapter
 
     @abstractmethod

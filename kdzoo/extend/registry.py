@@ -187,8 +187,15 @@ class Registry:
             version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         except OSError as error:
             raise PluginError(f"{path}: cannot be read: {error.strerror}") from error
+        known = len(self.records)
         try:
-            components = self._collect(str(path), _import_file(path))
+            module = _import_file(path)
+            if len(self.records) > known:
+                raise PluginError(
+                    "calls kdzoo.register, which is for scripts; return its classes from a hook: "
+                    "@kdzoo.hookimpl"
+                )
+            components = self._collect(str(path), module)
             self._refuse_duplicates(components, str(path))
         except PluginError as error:
             if self._manager.has_plugin(str(path)):

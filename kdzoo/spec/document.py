@@ -72,6 +72,9 @@ class Document:
         parent: Any = self.data
         path: list[str | int] = []
         for index, part in enumerate(parts):
+            if _only_nameless(parent) and not part.isdecimal():
+                path.append(0)  # a list of one that was written without the list
+                (parent,) = parent
             step = self._step(parent, part, origin, path)
             path.append(step)
             if index == len(parts) - 1:
@@ -113,12 +116,12 @@ class Document:
                 return names.index(part)
             if part.isdecimal() and int(part) < len(parent):
                 return int(part)
-            here = ".".join(str(p) for p in path)
+            here = self._readable(tuple(path))
             raise SpecError(
                 f'{origin}: {here} has no entry "{part}"'
                 f"{did_you_mean(part, [n for n in names if n])}"
             )
-        here = ".".join(str(p) for p in path)
+        here = self._readable(tuple(path))
         raise SpecError(f"{origin}: {here} is {parent!r}, which has no keys")
 
     def _readable(self, path: KeyPath) -> str:
@@ -193,6 +196,15 @@ def _scalar(text: str, origin: str) -> Any:
     if len(document.data) > 1:
         raise SpecError(f"{origin}: is more than one value")
     return document.data["value"]
+
+
+def _only_nameless(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and _entry_name(value[0]) is None
+    )
 
 
 def _entry_name(entry: Any) -> str | None:

@@ -33,6 +33,15 @@ from kdzoo.spec.torch_entries import try_optimizer, try_schedule
 
 __all__ = ["dump_spec", "read_losses", "read_spec"]
 
+_WORDS = {
+    "a valid array": "a list",
+    "an object": "a mapping of keys",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+}
+
 LEARNERS = ("student", "losses")
 """What can learn in a stage."""
 
@@ -398,8 +407,15 @@ def _messages(
         elif item["type"] == "value_error":
             yield path, str(item["ctx"]["error"])
         else:
-            text = item["msg"][0].lower() + item["msg"][1:]
-            yield path, f"{text}, not {item['input']!r}"
+            yield path, f"{_in_words(item['msg'])}, not {item['input']!r}"
+
+
+def _in_words(message: str) -> str:
+    """Pydantic's message as one about a key of a YAML file."""
+    message = message.replace("Input should", "must")
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message[0].lower() + message[1:]
 
 
 def _fields_at(model: type[BaseModel], path: KeyPath) -> Iterator[str]:

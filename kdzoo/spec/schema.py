@@ -40,7 +40,9 @@ def _entry(
 ) -> dict[str, Any]:
     """What may stand where a component is named: its name, or a mapping with its params."""
     own = {key: value for key, value in schema["properties"].items() if key != "use"}
-    if "layers" in own:  # a single pair may stand for a list of one
+    if "layers" in own:
+        own["layers"]["anyOf"][0]["minItems"] = 1
+        # A single pair may stand for a list of one.
         own["layers"]["anyOf"].insert(0, {"$ref": "#/$defs/LayersEntry"})
     names = plugins.names(kind)
     choices: list[dict[str, Any]] = []
@@ -54,6 +56,11 @@ def _entry(
             for key in ("weight", "warmup_epochs")
             if key in own and (key != "weight" or component.guidance == "teacher")
         }
+        taken = {
+            key: value
+            for key, value in own.items()
+            if key not in ("layers", "adapter") or getattr(component, f"default_{key}")
+        }
         choices.append(
             {
                 "type": "object",
@@ -61,7 +68,7 @@ def _entry(
                 "description": params.get("description", ""),
                 "properties": {
                     "use": {"const": name},
-                    **own,
+                    **taken,
                     **published,
                     **params.get("properties", {}),
                 },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import nn
 
 from kdzoo.data.images import Split
@@ -30,12 +31,17 @@ def measure_teacher(teacher: nn.Module, split: Split, which: str, num_classes: i
         num_classes: C.
 
     Raises:
-        CheckpointError: it knows no more than chance.
+        CheckpointError: it knows no more than chance, or answers no numbers.
     """
     accuracy = evaluate(teacher, split, num_classes).accuracy
     log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, which)
     chance = 1 / num_classes
     if accuracy <= chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
+        if not _finite(teacher, split):
+            raise CheckpointError(
+                f"the teacher answers NaN or infinity to {which} images: its weights are damaged, "
+                "or of something else than they are loaded into"
+            )
         raise CheckpointError(
             f"the teacher gets {100 * accuracy:.2f} % of the {which} images right, and chance "
             f"is {100 * chance:.2f} %: {_WHAT_TO_CHECK}"
@@ -58,3 +64,8 @@ def refuse_worse_teacher(
             f"the teacher gets {100 * accuracy:.2f} % of the {which} images right, and the student "
             f"gets {100 * students:.2f} % without it: {_WHAT_TO_CHECK}"
         )
+
+
+@torch.no_grad()
+def _finite(teacher: nn.Module, split: Split) -> bool:
+    return all(bool(teacher(view.inputs).isfinite().all()) for view in split.plain())

@@ -54,6 +54,10 @@ def test_a_local_file_is_loaded_from_the_command_line_alone(
     assert str(tmp_path / "my_models.py") in versions
     done = kdzoo_command("evaluate", str(run), "--plugin", "my_models.py")
     assert done.returncode == 0, done.stderr
+    (tmp_path / "script.py").write_text(f"{MODELS}\nkdzoo.register(Net)")
+    registers = kdzoo_command("validate", "tiny.yaml", "--plugin", "script.py")
+    assert registers.returncode == 1
+    assert "script.py: calls kdzoo.register, which is for scripts" in registers.stderr
     listed = kdzoo_command("plugins", "--json", "--plugin", "my_models.py").stdout
     mine = [record for record in json.loads(listed) if record["name"] == "my_models"]
     assert [record["adds"] for record in mine] == [{"model": ["my-net"]}]

@@ -58,22 +58,22 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         (
             "temperature: 4",
             "temperature: hot",
-            "losses.kd.temperature: input should be a valid number, not 'hot'",
+            "losses.kd.temperature: must be a number, not 'hot'",
         ),
         (
             "temperature: 4",
             "temperature: -1",
-            "losses.kd.temperature: input should be greater than 0, not -1",
+            "losses.kd.temperature: must be greater than 0, not -1",
         ),
-        ("temperature: 4", "temperature: .nan", "input should be a finite number"),
+        ("temperature: 4", "temperature: .nan", "must be a finite number"),
         ("weight: 0.9", "weigth: 0.9", 'losses.kd.weigth: unknown parameter of loss "kd"; did you'),
         ("use: kd,", "use: kdd,", 'losses.kdd: unknown loss "kdd"; did you mean "kd"?'),
-        ("epochs: 30", "epochs: true", "train.epochs: input should be a valid integer, not True"),
-        ("epochs: 30", "epochs: '30'", "train.epochs: input should be a valid integer, not '30'"),
-        ("epochs: 30", "epochs: 0", "train.epochs: input should be greater than or equal to 1"),
+        ("epochs: 30", "epochs: true", "train.epochs: must be a whole number, not True"),
+        ("epochs: 30", "epochs: '30'", "train.epochs: must be a whole number, not '30'"),
+        ("epochs: 30", "epochs: 0", "train.epochs: must be greater than or equal to 1"),
         ("batch_size: 64", "batchsize: 64", 'unknown key; did you mean "batch_size"?'),
         ("baseline: true", "baselin: true", 'baselin: unknown key; did you mean "baseline"?'),
-        ("baseline: true", "baseline: 1", "baseline: input should be a valid boolean, not 1"),
+        ("baseline: true", "baseline: 1", "baseline: must be true or false, not 1"),
         ("data: digits", "data: digit", 'data: unknown dataset "digit"; did you mean "digits"?'),
         ("use: sgd", "use: sdg", 'train.optimizer: unknown optimizer "sdg"; did you mean "sgd"?'),
         ("lr: 0.05", "learning: 0.05", 'unknown argument "learning" of optimizer sgd'),
@@ -89,7 +89,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("{use: ce, weight: 0.1}", "{use: ce, id: total}", "`total` is the sum of all"),
         ("use: tllm", "use: tlm", 'policy: unknown policy "tlm"; did you mean "tllm"?'),
         ("start_epoch: 10", "start_epoch: 10, start_epoch: 6", "stands here for the second time"),
-        ("width: 4}", "width: 0}", "student.width: input should be greater than or equal to 1"),
+        ("width: 4}", "width: 0}", "student.width: must be greater than or equal to 1"),
         ("name: digits-tllm", "name: a/b", "name: string should match pattern"),
         ("name: digits-tllm", "nam: x", "name: is missing"),
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
@@ -98,6 +98,13 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("{use: kd, weight: 0.9", "{use: ce, weight: 0.9", 'another loss has the id "ce"'),
         ("temperature: 4", "layers: {student: 1, teacher: 1}", "compares logits, not layers"),
         ("temperature: 4", "adapter: sample-linear", 'loss "kd" takes no adapter'),
+        ("epochs: 30", "epochs: 30.5", "train.epochs: must be a whole number, "),
+        (
+            "  - {use: ce, weight: 0.1}",
+            "  - [ce]",
+            "losses.0: must be a mapping of keys, not ['ce']",
+        ),
+        ("policy: {use: tllm, start_epoch: 10}", "learn: all", "learn: must be a list, not 'all'"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_would_be_right(
@@ -173,7 +180,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("losses.dkd.alpha=1", 'losses has no entry "dkd"; did you mean "kd"?'),
         ("losses.kd.temprature=2", "--set losses.kd.temprature=2: losses.kd.temprature: unknown"),
         ("seed.x=2", "--set seed.x=2: seed is 0, which has no keys"),
-        ("train.epochs=many", "--set train.epochs=many: train.epochs: input should be a valid"),
+        ("train.epochs=many", "--set train.epochs=many: train.epochs: must be a whole number"),
         ("train.epochs=[", "--set train.epochs=[:1: is not YAML"),
         ("losses=[{use: ce, wieght: 1}]", "--set losses=[{use: ce, wieght: 1}]: losses.ce.wieght"),
         ("trian.epochs=3", '--set trian.epochs=3: trian: unknown key; did you mean "train"?'),
@@ -181,12 +188,26 @@ def test_overrides(tmp_path: Path) -> None:
         ("observers=[jsonl, jsonl]", '"jsonl" stands here for the second time'),
         ("losses=[{use: ce, weight: 0}]", "all weights are 0"),
         ("learn=[studnet]", 'unknown part; did you mean "student"?'),
-        ("data.crop=-1", "--set data.crop=-1: data.crop: input should be greater"),
+        ("data.crop=-1", "--set data.crop=-1: data.crop: must be greater"),
         ("teacher.train.optimizer=lbfgs", "teacher.train.optimizer: unknown optimizer"),
     ],
 )
 def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
     assert message in problem(tmp_path, STARTER, override)
+
+
+def test_a_single_pair_of_layers_is_set_as_it_is_written(tiny: dict) -> None:
+    hint = {"use": "sample-feature", "layers": {"student": 1, "teacher": 1}}
+    spec = kdzoo.read_spec(
+        {**tiny, "losses": ["ce", hint]}, ["losses.sample-feature.layers.teacher=2"]
+    )
+    (pair,) = spec.stages[0].losses[1].layers
+    assert (pair.student, pair.teacher) == (1, 2)
+    several = {**hint, "layers": [hint["layers"]] * 2}
+    with pytest.raises(kdzoo.SpecError, match=r'losses\.sample-feature\.layers has no entry "teac'):
+        kdzoo.read_spec(
+            {**tiny, "losses": ["ce", several]}, ["losses.sample-feature.layers.teacher=2"]
+        )
 
 
 def test_entries_of_a_list_may_be_named_by_number(tmp_path: Path) -> None:
@@ -255,6 +276,9 @@ def test_the_schema_accepts_what_is_right_and_refuses_what_is_wrong(
         {"train": {"epochs": 3, "optimizer": "sdg"}},
         {"student": {"use": "mlp", "widths": "8"}},
         {"nam": "x"},
+        {"losses": [{"use": "kd", "adapter": "sample-linear"}]},
+        {"losses": [{"use": "kd", "layers": {"student": 1, "teacher": 1}}]},
+        {"losses": [{"use": "sample-feature", "layers": []}]},
     ):
         assert not validator.is_valid({**starter, **change}), change
     for change in (
