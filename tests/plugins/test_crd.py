@@ -174,45 +174,56 @@ def set_up(targets: Tensor, **params: Any) -> CRD:
 UNEVEN = torch.tensor([0] * 3 + [1] * 10 + [2] * 1 + [3] * 6)[torch.randperm(20)]
 
 
+def drawn(loss: CRD, anchors: Tensor, times: int = 1) -> Tensor:
+    """(times, B, N): how often each row of the memories was drawn for each anchor."""
+    found = torch.zeros(times, len(anchors), len(loss.label), dtype=torch.int64)
+    for step in range(times):
+        block, counts = loss.negatives(anchors)
+        assert len(block.unique()) == len(block)
+        assert counts.shape == (len(anchors), len(block))
+        found[step, :, block] = counts.long()
+    return found
+
+
 @pytest.mark.parametrize("targets", [torch.arange(40) % 4, UNEVEN], ids=["even", "uneven"])
 def test_negatives_are_of_other_classes_each_once_and_uniform(targets: Tensor) -> None:
     torch.manual_seed(0)
     loss = set_up(targets)
     anchors = torch.arange(int(targets.max()) + 1)
-    # The draws of one batch share an order of the rows, those of several are independent.
-    drawn = torch.cat([loss.negatives(anchors) for _ in range(5000)])
-    anchors = anchors.repeat(5000)
-    assert drawn.shape == (len(anchors), 6)
+    found = drawn(loss, anchors, times=5000)
+    assert (found.sum(2) == 6).all()
+    assert found.max() == 1
     targets = targets.sort().values  # as the memories keep them
-    assert (targets[drawn] != anchors[:, None]).all()
-    assert all(len(set(row.tolist())) == 6 for row in drawn)
-    for label in range(int(targets.max()) + 1):
-        counts = drawn[anchors == label].flatten().bincount(minlength=len(targets))
+    for label in anchors.tolist():
+        counts = found[:, label].sum(0)
         others = targets != label
+        assert (counts[~others] == 0).all()
         expected = 6 * 5000 / int(others.sum())
         # Five standard deviations of a count.
         assert (counts[others] - expected).abs().max() < 5 * math.sqrt(expected)
-        places = drawn[anchors == label][:, 2].bincount(minlength=len(targets))[others]
-        assert (places - expected / 6).abs().max() < 5 * math.sqrt(expected / 6)
+        # And two rows come together as often as if each draw were a random set.
+        rows = torch.nonzero(others).flatten()
+        together = (found[:, label, rows[0]] & found[:, label, rows[-1]]).sum()
+        expected *= 5 / (len(rows) - 1)
+        assert abs(together - expected) < 5 * math.sqrt(expected)
 
 
-def test_images_of_one_class_have_negatives_of_their_own() -> None:
+def test_each_step_has_negatives_of_its_own() -> None:
     torch.manual_seed(0)
-    loss = set_up(torch.arange(400) % 4)
-    drawn = loss.negatives(torch.zeros(20, dtype=torch.int64))
-    assert len({tuple(row.tolist()) for row in drawn}) > 15
+    found = drawn(set_up(torch.arange(400) % 4), torch.zeros(3, dtype=torch.int64), times=20)
+    assert (found[:, 0] == found[:, 1]).all()  # images of one class share them
+    assert len(found[:, 0].unique(dim=0)) > 15
 
 
 def test_negatives_come_again_only_where_there_are_too_few() -> None:
+    torch.manual_seed(0)
     targets = torch.tensor([0] * 8 + [1] * 3 + [2] * 2)
     loss = set_up(targets, negatives=7)  # class 0 has 5 others, 1 and 2 have 10 and 11
-    anchors = torch.tensor([0, 1, 2]).repeat(400)
-    drawn = loss.negatives(anchors)
-    assert (targets[drawn] != anchors[:, None]).all()
-    distinct = torch.tensor([len(set(row.tolist())) for row in drawn])
-    assert (distinct[anchors != 0] == 7).all()
-    assert (distinct[anchors == 0] <= 5).all()
-    counts = drawn[anchors == 0].flatten().bincount(minlength=13)[8:]
+    found = drawn(loss, torch.tensor([0, 1, 2]), times=400)
+    assert (found.sum(2) == 7).all()
+    assert all((found[:, label, targets == label] == 0).all() for label in range(3))
+    assert found[:, 1:].max() == 1
+    counts = found[:, 0].sum(0)[8:]
     assert (counts - 560).abs().max() < 5 * math.sqrt(560)
 
 
@@ -222,20 +233,20 @@ def test_rows_that_are_held_out_are_never_met() -> None:
     assert len(loss.contrast.memory_student) == 6
     assert loss.row.tolist() == [0, -1, 2, 1, 4, -1, 3, 5]
     kept = targets[targets >= 0].sort().values
-    drawn = loss.negatives(torch.tensor([0, 1, 2]))
-    assert (kept[drawn] != torch.tensor([0, 1, 2])[:, None]).all()
+    found = drawn(loss, torch.tensor([0, 1, 2]))[0]
+    assert all((found[label, kept == label] == 0).all() for label in range(3))
 
 
 def test_positives() -> None:
     targets = torch.arange(30) % 3
     loss, own = set_up(targets), torch.tensor([1, 0, 2])
     rows = loss.row[torch.tensor([4, 9, 2])]
-    assert torch.equal(loss.positives(rows, own), rows[:, None])
+    assert torch.equal(loss.positives(rows, own), rows)
     relaxed = set_up(targets, mode="relax")
-    drawn = torch.cat([relaxed.positives(rows, own) for _ in range(300)], 1)
+    found = torch.stack([relaxed.positives(rows, own) for _ in range(300)], 1)
     targets = targets.sort().values  # as the memories keep them
-    assert (targets[drawn] == own[:, None]).all()
-    assert all(len(set(row.tolist())) == 10 for row in drawn)
+    assert (targets[found] == own[:, None]).all()
+    assert all(len(set(row.tolist())) == 10 for row in found)
 
 
 def outputs(loss: CRD, rows: int) -> tuple[kdzoo.Outputs, kdzoo.Outputs]:
@@ -255,6 +266,29 @@ def batch(indices: Tensor, targets: Tensor, weights: Tensor | None = None) -> kd
         weights=ones if weights is None else weights,
         progress=0.0,
     )
+
+
+@pytest.mark.parametrize("negatives", [6, 90])
+def test_a_block_of_negatives_gives_what_their_rows_give(negatives: int) -> None:
+    """Each once (6), and some of them several times (90: there are not so many others)."""
+    targets = torch.arange(40) % 4
+    loss, indices = set_up(targets, negatives=negatives), torch.tensor([3, 17, 20])
+    rows, (student, teacher) = loss.row[indices], outputs(loss, 3)
+    features = [found.features["penultimate"] for found in (student, teacher)]
+    block, counts = loss.negatives(targets[indices])
+    contrast = torch.stack(
+        [torch.cat([rows[i : i + 1], block.repeat_interleave(counts[i].long())]) for i in range(3)]
+    )
+    assert contrast.shape == (3, 1 + negatives)
+    memory = loss.contrast
+    by_rows = copy.deepcopy(memory)(*features, rows, contrast)
+    by_block = memory.contrasted(*features, rows, rows, block, counts)
+    torch.testing.assert_close(by_block, by_rows)
+    ours, theirs = (
+        torch.autograd.grad(value.sum(), student.features["penultimate"])[0]
+        for value in (by_block, by_rows)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_evaluation_changes_nothing_and_training_the_batch_alone() -> None:

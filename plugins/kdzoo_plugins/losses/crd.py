@@ -78,23 +78,57 @@ class ContrastMemory(nn.Module):
             rows: (B,), where the memories keep these samples, in [0, N).
             contrast: (B, 1 + K), the rows that each sample is compared with, the positive first.
         """
+        block, place = torch.unique(contrast[:, 1:], return_inverse=True)
+        counts = _counted(place, student_feature.new_zeros(len(contrast), len(block)))
+        return self.contrasted(
+            student_feature, teacher_feature, rows, contrast[:, 0], block, counts
+        )
+
+    def contrasted(
+        self,
+        student_feature: Tensor,
+        teacher_feature: Tensor,
+        rows: Tensor,
+        positives: Tensor,
+        block: Tensor,
+        counts: Tensor,
+    ) -> Tensor:
+        """The same, for samples whose negatives lie in one block of rows: then one product gives
+        all scores, and a negative's embedding is fetched once and not for each sample.
+
+        Args:
+            student_feature: (B, S).
+            teacher_feature: (B, T).
+            rows: (B,).
+            positives: (B,), the row of each sample's positive.
+            block: (M,), rows.
+            counts: (B, M), how often each row of the block is a negative of each sample; K times
+                in all, for every sample.
+        """
         # Under autocast the inner products would lose what the small temperature then magnifies.
         with torch.autocast(student_feature.device.type, enabled=False):
             student = _embedded(self.embed_student, student_feature)
             teacher = _embedded(self.embed_teacher, teacher_feature)
+            negatives = counts[0].sum()
             # Each network's embedding against the other's memory.
-            sides = ((student, self.memory_teacher), (teacher, self.memory_student))
-            similarities = [self._similarities(*side, contrast) for side in sides]
-            means = torch.stack([side.exp().mean(1) for side in similarities], 1)
+            sides = [
+                self._similarities(embedded, memory, positives, block)
+                for embedded, memory in (
+                    (student, self.memory_teacher),
+                    (teacher, self.memory_student),
+                )
+            ]
+            with torch.no_grad():
+                sums = [told.exp() + (counts * refused.exp()).sum(1) for told, refused in sides]
+                means = torch.stack(sums, 1) / (1 + negatives)
             entering = [rows, student.detach(), teacher.detach(), means]
             if self.training:
                 entering = _of_all_processes(entering)
             normalizers = self._normalizers(entering.pop())
+            noise = negatives / len(self.memory_student)
             loss = sum(
-                self._contrasted(*side, contrast, similarity, normalizer)
-                for side, similarity, normalizer in zip(
-                    sides, similarities, normalizers, strict=True
-                )
+                _against_noise(*side, counts, normalizer, noise)
+                for side, normalizer in zip(sides, normalizers, strict=True)
             )
             if self.training:
                 self._remember(*entering)
@@ -102,48 +136,19 @@ class ContrastMemory(nn.Module):
         assert isinstance(loss, Tensor)
         return loss
 
-    @torch.no_grad()
-    def _similarities(self, embedded: Tensor, memory: Tensor, contrast: Tensor) -> Tensor:
-        """(B, 1 + K), the inner products over tau.
-
-        One product with the whole bank, then picked from: gathering 1 + K vectors a sample would
-        move far more memory for the same numbers.
-        """
-        return (embedded @ memory.T).gather(1, contrast) / self.temperature
+    def _similarities(
+        self, embedded: Tensor, memory: Tensor, positives: Tensor, block: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The inner products over tau, with the positives (B,) and with the block (B, M). The
+        vectors are copies: the memory may change before the backward pass."""
+        embedded = embedded / self.temperature
+        return (embedded * memory[positives]).sum(1), embedded @ memory.index_select(0, block).T
 
     def _normalizers(self, means: Tensor) -> Tensor:
         """(2,), those of the first step, of which ``means`` (B, 2) are the mean exp(similarities);
         chosen on the device, so that nothing waits for it."""
         fresh = means.mean(0) * len(self.memory_student)
         return torch.where(self.normalizers > 0, self.normalizers, fresh)
-
-    def _contrasted(
-        self,
-        embedded: Tensor,
-        memory: Tensor,
-        contrast: Tensor,
-        similarities: Tensor,
-        normalizer: Tensor,
-    ) -> Tensor:
-        """(B,), noise-contrastive estimation with K noise samples for each positive.
-
-        With P = exp(similarity) / normalizer and the noise c = K / N, the positive costs
-        -log(P / (P + c + eps)) and a negative -log(c / (P + c + eps)); here by the log-odds of P
-        against the noise. The gradient is taken at once and hung onto the value: by the time of
-        the backward pass the memory has changed, and keeping a copy of it would cost more.
-        """
-        noise = (contrast.shape[1] - 1) / len(memory)
-        odds = similarities - (normalizer * (noise + _EPSILON)).log()
-        against = odds[:, 1:]
-        rows = -functional.logsigmoid(odds[:, 0]) - functional.logsigmoid(-against).sum(1)
-        rows = rows + against.shape[1] * math.log1p(_EPSILON / noise)
-        if not embedded.requires_grad:
-            return rows
-        slopes = odds.sigmoid()
-        slopes[:, 0] -= 1
-        of_bank = slopes.new_zeros(len(slopes), len(memory)).scatter_add_(1, contrast, slopes)
-        gradient = of_bank @ memory / self.temperature
-        return rows + ((embedded - embedded.detach()) * gradient).sum(1)
 
     @torch.no_grad()
     def _remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
@@ -164,6 +169,7 @@ class CRD(kdzoo.Loss):
         contrast: the embeddings, memories and normalizers.
         row: (num_samples,), where the memories keep each sample: class after class, so that a
             class's rows lie together; -1 for those that are not trained on.
+        label: (N,), the class of each row of the memories.
     """
 
     name = "crd"
@@ -195,6 +201,7 @@ class CRD(kdzoo.Loss):
         )
 
     row: Tensor
+    label: Tensor
     start: Tensor
     count: Tensor
 
@@ -218,6 +225,7 @@ class CRD(kdzoo.Loss):
         # Derived from the data, and so no part of the state.
         for name, value in (("row", row), ("start", count.cumsum(0) - count), ("count", count)):
             self.register_buffer(name, value, persistent=False)
+        self.register_buffer("label", targets[order], persistent=False)
         self.most = int(count.max())
         fewest_others = total - self.most
         if not fewest_others:
@@ -242,48 +250,65 @@ class CRD(kdzoo.Loss):
             and bool((rows < 0).any())
         ):
             raise ValueError("an image is shown that the targets say is not trained on")
-        loss: Tensor = self.contrast(
+        return self.contrast.contrasted(
             student.features[pair.student].flatten(1),
             teacher.features[pair.teacher].flatten(1),
             rows,
-            torch.cat([self.positives(rows, batch.targets), self.negatives(batch.targets)], 1),
+            self.positives(rows, batch.targets),
+            *self.negatives(batch.targets),
         )
-        return loss
 
     def positives(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """(B, 1), the row of each sample's positive."""
+        """(B,), the row of each sample's positive."""
         if self.params.mode == "exact":
-            return rows[:, None]
+            return rows
         which = (torch.rand(len(targets), device=targets.device) * self.count[targets]).long()
-        return (self.start[targets] + which)[:, None]
+        return self.start[targets] + which
 
-    def negatives(self, targets: Tensor) -> Tensor:
-        """(B, K), rows of other classes; each once, where there are enough of them."""
-        once = self._each_once(targets)
-        if self.plenty:
-            return once
-        wanted = self.params.negatives
-        count, start = self.count[targets, None], self.start[targets, None]
-        others = len(self.contrast.memory_student) - count
-        drawn = (torch.rand(len(targets), wanted, device=targets.device) * others).long()
-        drawn += count * (drawn >= start)  # step over the class's own rows
-        return torch.where(others >= wanted, once, drawn)
+    def negatives(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """A random block of rows (M,), and how often each is a sample's negative (B, M).
 
-    def _each_once(self, targets: Tensor) -> Tensor:
-        """(B, K): each sample's negatives are a random stretch of one random order of all rows,
-        without those of its own class. Each draw alone is uniform, as if it had its own order."""
-        wanted, total = self.params.negatives, len(self.contrast.memory_student)
-        stretch = min(wanted + self.most, total)
-        device = targets.device
-        order = torch.randperm(total, device=device)
-        begin = torch.randint(total, (len(targets),), device=device)
-        drawn = torch.cat([order, order[: stretch - 1]]).unfold(0, stretch, 1)[begin]
-        first = self.start[targets, None]
-        own = (drawn >= first) & (drawn < first + self.count[targets, None])
-        place = (~own).cumsum(1) - 1
-        place = torch.where(own, wanted, place.clamp(max=wanted))  # the last place is thrown away
-        kept = drawn.new_zeros(len(drawn), wanted + 1).scatter_(1, place, drawn)
-        return kept[:, :wanted]
+        A sample's negatives are the first K rows of the block that are not of its class: drawn
+        uniformly and each once, where there are so many. Samples of one batch share what they can.
+        """
+        wanted, total = self.params.negatives, len(self.label)
+        block = torch.randperm(total, device=targets.device)[: wanted + self.most]
+        others = self.label[block] != targets[:, None]
+        once = others & (others.cumsum(1, dtype=torch.int32) <= wanted)
+        counts = once.to(self.contrast.memory_student.dtype)
+        if not self.plenty:
+            drawn = torch.multinomial(others.float(), wanted, replacement=True)
+            again = _counted(drawn, torch.zeros_like(counts))
+            enough = others.sum(1, keepdim=True) >= wanted
+            counts = torch.where(enough, counts, again)
+        return block, counts
+
+
+def _counted(places: Tensor, zeros: Tensor) -> Tensor:
+    """(B, M): how often each of M places stands in a row of ``places`` (B, K)."""
+    return zeros.scatter_add_(1, places, zeros.new_ones(()).expand_as(places))
+
+
+def _against_noise(
+    told: Tensor, refused: Tensor, counts: Tensor, normalizer: Tensor, noise: Tensor
+) -> Tensor:
+    """(B,), noise-contrastive estimation with K noise samples for each positive.
+
+    With P = exp(similarity) / normalizer and the noise c = K / N, the positive costs
+    -log(P / (P + c + eps)) and a negative -log(c / (P + c + eps)); here by the log-odds of P
+    against the noise.
+
+    Args:
+        told: (B,), the similarities of the positives.
+        refused: (B, M), those of the block.
+        counts: (B, M), how often each is a negative.
+        normalizer: that of the side.
+        noise: c.
+    """
+    shift = (normalizer * (noise + _EPSILON)).log()
+    softplus = functional.softplus
+    costs = softplus(shift - told) + (counts * softplus(refused - shift)).sum(1)
+    return costs + counts[0].sum() * (_EPSILON / noise).log1p()
 
 
 def _embedded(embed: nn.Module, feature: Tensor) -> Tensor:
