@@ -25,17 +25,19 @@ from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Obser
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
-from kdzoo.report.summary import BestValidation, Report, Score
+from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
 from kdzoo.spec.read import dump_spec, read_spec
+from kdzoo.training.answers_file import read_answers, write_answers
 from kdzoo.training.checkpoint import Checkpoint
+from kdzoo.training.correction import fit_correction
 from kdzoo.training.curves_file import student_curve
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
-from kdzoo.training.evaluate import evaluate
+from kdzoo.training.evaluate import Evaluation, Ints, confusion_of, evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
 from kdzoo.training.weights import NetworkRecipe, load_weights
@@ -137,8 +139,8 @@ def evaluate_run(directory: str | Path) -> Score:
     session = _Session(Path(directory).parent, spec)
     images = session.images(spec)
     _refuse_other_classes(recipe.classes, images, "student")
-    evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
-    return Score.of(evaluation, images.classes)
+    student.to(session.device).prefer_channels_last(images.example.inputs)
+    return Score.of(_test(student, images), images.classes)
 
 
 class _Session:
@@ -314,25 +316,42 @@ class _Plan:
         )
         curves = trainer.fit(info, start)
         self.recipe.save(self.student, directory)
-        report = self._report(trainer, curves, runs)
-        directory.write(directory.report, report.model_dump_json(indent=2).encode())
+        report = self._report(directory, trainer, curves, runs)
+        directory.write(directory.report, report.as_json())
         return report
 
-    def _report(self, trainer: Trainer, curves: TeachingCurves, runs: Mapping[Role, Run]) -> Report:
+    def _report(
+        self,
+        directory: RunDirectory,
+        trainer: Trainer,
+        curves: TeachingCurves,
+        runs: Mapping[Role, Run],
+    ) -> Report:
         """The test images are read here and nowhere else, after everything is decided."""
-        student = self._test(self.student)
-        teacher = None
-        if "teacher" in runs:
-            teacher = runs["teacher"].report.student
-        elif self.teacher is not None:
-            teacher = self._test(self.teacher)
+        names = self.images.classes
+        evaluation = _test(self.student, self.images)
+        student = Score.of(evaluation, names)
+        write_answers(directory, evaluation)
+        teacher, teachers = self._tested_teacher(runs)
+        agreement = None if teachers is None else float(np.mean(evaluation.answers == teachers))
+        baseline, comparison = None, None
+        if "baseline" in runs:
+            baseline = runs["baseline"].report.student
+            others = self._answers_of(runs["baseline"])
+            comparison = Comparison.of(
+                student,
+                baseline,
+                evaluation.confusion,
+                confusion_of(evaluation.targets, others, len(names)),
+                names,
+            )
         best = None
         if trainer.best is not None:
             self.student.load_state_dict(trainer.best.student)
             best = BestValidation(
                 epoch=trainer.best.epoch,
                 validation=trainer.best.accuracy,
-                test=self._test(self.student),
+                test=evaluate(self.student, self.images.test, len(names)).accuracy,
             )
         return Report(
             name=self.spec.name,
@@ -341,10 +360,34 @@ class _Plan:
             student=student,
             best_validation=best,
             teacher=teacher,
-            baseline=runs["baseline"].report.student if "baseline" in runs else None,
-            untaught=tuple(self.images.classes[c] for c in curves.untaught),
+            baseline=baseline,
+            comparison=comparison,
+            agreement=agreement,
+            untaught=tuple(names[c] for c in curves.untaught),
             directories={role: str(done.directory) for role, done in runs.items()},
         )
+
+    def _tested_teacher(self, runs: Mapping[Role, Run]) -> tuple[Score | None, Ints | None]:
+        """The teacher's score and its answers to the test images."""
+        if self.teacher is None:
+            return None, None
+        if "teacher" in runs:
+            other = self.session.images(self.others["teacher"])
+            if other.fingerprint == self.images.fingerprint:
+                return runs["teacher"].report.student, self._answers_of(runs["teacher"])
+        # It may have learnt from the validation images: offsets cannot be fitted on them.
+        evaluation = evaluate(self.teacher, self.images.test, len(self.images.classes))
+        return Score.of(evaluation, self.images.classes), evaluation.answers
+
+    def _answers_of(self, run: Run) -> Ints:
+        """(N,), what another run's student answered to the test images, which are the same."""
+        directory = RunDirectory(run.directory)
+        targets, answers = read_answers(directory)
+        if not np.array_equal(targets, self.images.test.targets.cpu().numpy()):
+            raise CheckpointError(
+                f"{directory.answers}: is about other test images; remove it to test again"
+            )
+        return answers
 
     def _network(
         self, recipe: NetworkRecipe, entry: ModelEntry, role: str
@@ -414,9 +457,11 @@ class _Plan:
             ]
         )
 
-    def _test(self, network: Network) -> Score:
-        evaluation = evaluate(network, self.images.test, len(self.images.classes))
-        return Score.of(evaluation, self.images.classes)
+
+def _test(network: Network, images: Images) -> Evaluation:
+    """The test images, with a correction that was fitted on the validation images."""
+    correction = fit_correction(network, images.validation)
+    return evaluate(network, images.test, len(images.classes), correction)
 
 
 def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:

@@ -28,6 +28,7 @@ class RunDirectory:
         checkpoint: everything needed to go on exactly.
         classes: the teaching curves.
         student: the trained weights.
+        answers: what the student answered to each test image.
         report: what came out; written last.
     """
 
@@ -38,6 +39,7 @@ class RunDirectory:
         self.checkpoint = path / "checkpoint.pt"
         self.classes = path / "classes.csv"
         self.student = path / "student.safetensors"
+        self.answers = path / "answers.safetensors"
         self.report = path / "report.json"
 
     @classmethod
@@ -50,7 +52,7 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run is through."""
-        return self.report.exists() and self.student.exists()
+        return all(file.exists() for file in (self.report, self.answers, self.student))
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:
