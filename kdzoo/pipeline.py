@@ -37,7 +37,7 @@ from kdzoo.training.correction import fit_correction
 from kdzoo.training.curves_file import student_curve
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
-from kdzoo.training.evaluate import Evaluation, Ints, confusion_of, evaluate
+from kdzoo.training.evaluate import Evaluation, Ints, evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
 from kdzoo.training.weights import NetworkRecipe, load_weights
@@ -250,11 +250,13 @@ class _Plan:
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
         # The weights of a teacher that comes out of a run are filled in when that run is done.
         self.teacher: Network | None = None
+        self.teacher_parameters: int | None = None  # as it is before it is folded
         self.teacher_accuracy: float | None = None  # where it was checked
         teacher_layers = Layers()
         if spec.teacher is not None:
             recipe = self._teacher_recipe()
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
+            self.teacher_parameters = _size(self.teacher)
             self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher)
         losses = _losses(spec)
         self.stages = [self._stage(stage, losses) for stage in spec.stages]
@@ -339,11 +341,7 @@ class _Plan:
             baseline = runs["baseline"].report.student
             others = self._answers_of(runs["baseline"])
             comparison = Comparison.of(
-                student,
-                baseline,
-                evaluation.confusion,
-                confusion_of(evaluation.targets, others, len(names)),
-                names,
+                (student, evaluation.answers), (baseline, others), evaluation.targets, names
             )
         best = None
         if trainer.best is not None:
@@ -356,7 +354,9 @@ class _Plan:
         return Report(
             name=self.spec.name,
             epochs=trainer.epoch,
-            parameters=sum(parameter.numel() for parameter in self.student.parameters()),
+            parameters=_size(self.student),
+            teacher_parameters=self.teacher_parameters,
+            images={name: int(n) for name, n in zip(names, evaluation.images, strict=True) if n},
             student=student,
             best_validation=best,
             teacher=teacher,
@@ -462,6 +462,10 @@ def _test(network: Network, images: Images) -> Evaluation:
     """The test images, with a correction that was fitted on the validation images."""
     correction = fit_correction(network, images.validation)
     return evaluate(network, images.test, len(images.classes), correction)
+
+
+def _size(network: Network) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:

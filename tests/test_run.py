@@ -795,7 +795,13 @@ def test_class_names_are_not_markup(
     )
     score = Score.of(evaluation, ["[/b]", "[red]x"])
     report = Report(
-        name="x", epochs=1, parameters=1, student=score, teacher=score, untaught=("[/b]",)
+        name="x",
+        epochs=1,
+        parameters=1,
+        images={"[/b]": 4, "[red]x": 4},
+        student=score,
+        teacher=score,
+        untaught=("[/b]",),
     )
     console = Console(record=True, markup=False, width=100)
     console.print(summary_table(report))

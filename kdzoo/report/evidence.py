@@ -27,6 +27,7 @@ __all__ = [
     "expected_harm",
     "judge",
     "mcnemar",
+    "paired_error",
     "paired_interval",
     "prior_variance",
 ]
@@ -180,9 +181,16 @@ def paired_interval(gained: Floats, lost: Floats, images: Floats) -> tuple[Float
         lost: (C,), images on which only the first is.
         images: (C,), all of them.
     """
-    middle, error = _paired(gained, lost, images)
-    half = stats.norm.isf(FALSE_DISCOVERIES / 2) * error
+    middle = (gained - lost) / (images + 2)
+    half = stats.norm.isf(FALSE_DISCOVERIES / 2) * paired_error(gained, lost, images)
     return np.maximum(middle - half, -1.0), np.minimum(middle + half, 1.0)
+
+
+def paired_error(gained: Floats, lost: Floats, images: Floats) -> Floats:
+    """(C,), the standard error in :func:`paired_interval`; above 0 also where no answer differs."""
+    total = images + 2
+    variance: Floats = (gained + lost + 1) / total - ((gained - lost) / total) ** 2
+    return np.sqrt(variance / total)
 
 
 def expected_harm(differences: Floats, errors: Floats) -> float:
@@ -234,13 +242,6 @@ def _visible(freedom: float, level: float) -> float:
         return float(stats.norm.cdf(effect - bound * spread).mean()) - POWER
 
     return float(optimize.brentq(missing, 0.0, 3 * bound + 3))
-
-
-def _paired(gained: Floats, lost: Floats, images: Floats) -> tuple[Floats, Floats]:
-    """The middle and the standard error of Agresti and Min's interval."""
-    total = images + 2
-    middle = (gained - lost) / total
-    return middle, np.sqrt((gained + lost + 1) / total - middle**2) / np.sqrt(total)
 
 
 def _verdict(mean: float, named: bool) -> Verdict:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from kdzoo.errors import CheckpointError
-from kdzoo.training.evaluate import Evaluation, Ints
+from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
+from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 
 __all__ = [
     "BestValidation",
@@ -107,46 +108,63 @@ class Comparison(_Record):
     Attributes:
         differences: the student's accuracy less the baseline's, for each class that has test
             images.
-        corrected: the same after each network's logit offsets: what is left of the difference when
-            no class is answered too often or too seldom. Empty without validation images.
+        intervals: what :func:`kdzoo.report.evidence.paired_interval` says of each: about these two
+            networks, not about another seed.
+        corrected: the difference after each network's logit offsets: what is left of it when no
+            class is answered too often or too seldom. Empty without validation images.
         confusions: the pairs of classes that the student confuses more often than the baseline,
             those with most added images first, up to thirty.
+        harm: see :func:`kdzoo.report.evidence.expected_harm`; of these two networks.
+        mcnemar: the p value of :func:`kdzoo.report.evidence.mcnemar`.
     """
 
     differences: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     corrected: dict[str, float]
     confusions: tuple[Confusion, ...]
+    harm: float
+    mcnemar: float
 
     @classmethod
     def of(
-        cls, student: Score, baseline: Score, confusion: Ints, others: Ints, names: Sequence[str]
+        cls,
+        student: tuple[Score, Ints],
+        baseline: tuple[Score, Ints],
+        targets: Ints,
+        names: Sequence[str],
     ) -> Comparison:
         """Compare two networks.
 
         Args:
-            student: the student's score.
+            student: the student's score, and its answers (N,).
             baseline: the baseline's.
-            confusion: (C, C), the student's counts, a row for each class.
-            others: (C, C), the baseline's, on the same images.
+            targets: (N,), the classes of the images.
             names: the C class names.
         """
-        added = confusion - others
-        np.fill_diagonal(added, 0)
-        order = np.argsort(-added, axis=None, kind="stable")[:_CONFUSIONS]
-        pairs = [divmod(int(cell), len(names)) for cell in order]
+        (score, answers), (other_score, others) = student, baseline
+        right, others_right = answers == targets, others == targets
+        gained, lost, images = (
+            np.bincount(targets[rows], minlength=len(names)).astype(np.float64)
+            for rows in (right & ~others_right, others_right & ~right, np.full_like(right, True))
+        )
+        known = np.flatnonzero(images)
+        paired = gained[known], lost[known], images[known]
+        low, high = paired_interval(*paired)
         return cls(
-            differences=_less(student.classes, baseline.classes),
-            corrected=_less(student.corrected, baseline.corrected),
-            confusions=tuple(
-                Confusion(
-                    of=names[row],
-                    answered=names[column],
-                    student=confusion[row, column],
-                    baseline=others[row, column],
-                )
-                for row, column in pairs
-                if added[row, column] > 0
+            differences=_less(score.classes, other_score.classes),
+            intervals={
+                names[c]: (_rounded(low[i]), _rounded(high[i])) for i, c in enumerate(known)
+            },
+            corrected=_less(score.corrected, other_score.corrected),
+            confusions=_added(
+                confusion_of(targets, answers, len(names)),
+                confusion_of(targets, others, len(names)),
+                names,
             ),
+            harm=_rounded(
+                expected_harm((paired[0] - paired[1]) / paired[2], paired_error(*paired))
+            ),
+            mcnemar=mcnemar(others_right, right),
         )
 
 
@@ -171,6 +189,8 @@ class Report(_Record):
         name: the run's name.
         epochs: how many epochs were trained.
         parameters: how many parameters the student has.
+        teacher_parameters: how many the teacher has; ``None`` where there is none.
+        images: how many test images each class has, by name.
         student: the student after the last epoch.
         best_validation: the student at its best validation epoch; ``None`` without validation.
         teacher: the teacher; ``None`` where there is none.
@@ -185,6 +205,8 @@ class Report(_Record):
     name: str
     epochs: int
     parameters: int
+    teacher_parameters: int | None = None
+    images: dict[str, int]
     student: Score
     best_validation: BestValidation | None = None
     teacher: Score | None = None
@@ -266,6 +288,23 @@ def _shares(part: Ints, whole: Ints, names: Sequence[str]) -> dict[str, float]:
         for number, name in enumerate(names)
         if whole[number]
     }
+
+
+def _added(counts: Ints, others: Ints, names: Sequence[str]) -> tuple[Confusion, ...]:
+    """What (C, C) ``counts`` have more of than ``others``, beside the diagonal."""
+    added = counts - others
+    np.fill_diagonal(added, 0)
+    order = np.argsort(-added, axis=None, kind="stable")[:_CONFUSIONS]
+    return tuple(
+        Confusion(
+            of=names[row],
+            answered=names[column],
+            student=counts[row, column],
+            baseline=others[row, column],
+        )
+        for row, column in (divmod(int(cell), len(names)) for cell in order)
+        if added[row, column] > 0
+    )
 
 
 def _less(these: Mapping[str, float], those: Mapping[str, float]) -> dict[str, float]:

@@ -45,6 +45,11 @@ class Evaluation:
         return float(np.mean(self.answers == self.targets))
 
     @property
+    def images(self) -> Ints:
+        """(C,), how many of them each class has."""
+        return np.bincount(self.targets, minlength=self.num_classes)
+
+    @property
     def top5(self) -> float | None:
         """The share of the images whose class is among the five highest; with five classes or
         fewer it says nothing, and is ``None``."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import kdzoo
+from kdzoo.report.evidence import mcnemar
 from kdzoo.report.summary import Comparison, Report, Score
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
@@ -39,6 +40,12 @@ def test_the_comparison_is_of_the_two_runs_answers(tmp_path: Path, tiny: dict[st
     for name, difference in report.comparison.differences.items():
         own, other = report.student.classes[name], report.baseline.classes[name]
         assert abs(difference - (own - other)) < 2e-6
+        low, high = report.comparison.intervals[name]
+        assert low < high
+        assert low - 0.01 < difference < high + 0.01
+    assert report.comparison.harm >= 0
+    assert report.images == dict.fromkeys("abcdefghij", 300)
+    assert report.teacher_parameters == 11 * 16 + 16 + 16 * 10 + 10
     assert set(report.comparison.corrected) == set(report.comparison.differences)
     (own_directory,) = (p for p in tmp_path.glob("tiny-*") if p.name.count("-") == 1)
     own = read_answers(RunDirectory(own_directory))
@@ -46,6 +53,8 @@ def test_the_comparison_is_of_the_two_runs_answers(tmp_path: Path, tiny: dict[st
         role: read_answers(RunDirectory(Path(path))) for role, path in report.directories.items()
     }
     assert report.agreement == np.mean(own[1] == others["teacher"][1])
+    right = [answers == targets for targets, answers in (others["baseline"], own)]
+    assert report.comparison.mcnemar == mcnemar(*right)
     names = list(report.student.classes)
     added = []
     for pair in report.comparison.confusions:
@@ -74,14 +83,16 @@ def test_without_validation_images_nothing_is_corrected(
 def test_a_thousand_classes_stay_readable() -> None:
     names = [f"n{number:08}" for number in range(1000)]
     (student, one), (baseline, two) = (random_score(1000, names, seed) for seed in (0, 1))
+    pairs = (student, one.answers), (baseline, two.answers)
     report = Report(
         name="many",
         epochs=1,
         parameters=1,
+        images=dict.fromkeys(names, 50),
         student=student,
         baseline=baseline,
         teacher=student,
-        comparison=Comparison.of(student, baseline, one.confusion, two.confusion, names),
+        comparison=Comparison.of(*pairs, one.targets, names),
     )
     assert len(report.as_json()) < 500_000
     assert Report.model_validate_json(report.as_json()) == report
