@@ -25,6 +25,7 @@ from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Obser
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
+from kdzoo.report.page import write_run_page
 from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
@@ -34,7 +35,7 @@ from kdzoo.spec.read import dump_spec, read_spec
 from kdzoo.training.answers_file import read_answers, write_answers
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.correction import fit_correction
-from kdzoo.training.curves_file import student_curve
+from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import Evaluation, Ints, evaluate
@@ -320,6 +321,7 @@ class _Plan:
         self.recipe.save(self.student, directory)
         report = self._report(directory, trainer, curves, runs)
         directory.write(directory.report, report.as_json())
+        write_run_page(directory)
         return report
 
     def _report(
@@ -441,7 +443,7 @@ class _Plan:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
         classes = len(self.images.classes)
         file = RunDirectory(baseline.directory).classes
-        curve = student_curve(file, classes)
+        curve = read_curves(file)[1].student
         if len(curve) != baseline.report.epochs:
             raise CheckpointError(
                 f"{file}: epochs are missing; remove {file.parent} to train it again"

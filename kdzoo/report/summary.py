@@ -20,6 +20,7 @@ __all__ = [
     "Confusion",
     "Report",
     "Score",
+    "notes",
     "summary_lines",
     "summary_table",
 ]
@@ -259,19 +260,31 @@ def summary_table(report: Report) -> Table:
 
 def summary_lines(report: Report) -> list[str]:
     """What is said below the table."""
-    lines = ["Accuracies are on the test images, after the last epoch."]
+    return ["Accuracies are on the test images, after the last epoch.", *notes(report)]
+
+
+def notes(report: Report) -> list[str]:
+    """What the table does not say, one sentence each."""
+    lines = []
     if report.best_validation is not None:
         best = report.best_validation
         lines.append(
             f"Best validation epoch: {best.epoch} ({100 * best.validation:.2f} % there, "
             f"{100 * best.test:.2f} % on the test images)."
         )
-    if report.baseline is not None:
-        above, below, level = report.against_baseline()
+    if report.agreement is not None:
         lines.append(
-            f"Against the baseline: {above} classes above, {below} below, {level} level. "
-            "One seed: no verdict."
+            f"Student and teacher give the same answer to {100 * report.agreement:.1f} % of the "
+            "test images."
         )
+    if report.comparison is not None:
+        above, below, level = report.against_baseline()
+        lines += [
+            f"Against the baseline: {above} classes above, {below} below, {level} level. "
+            "One seed: no verdict.",
+            f"Expected harm: {100 * report.comparison.harm:.1f} points of accuracy, summed over "
+            "classes.",
+        ]
     if report.teacher is not None:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
     return lines

@@ -29,7 +29,9 @@ class RunDirectory:
         classes: the teaching curves.
         student: the trained weights.
         answers: what the student answered to each test image.
-        report: what came out; written last.
+        report: what came out; written when the run is finished.
+        page: the same to be read in a browser.
+        table: the same, class by class, as CSV.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +43,8 @@ class RunDirectory:
         self.student = path / "student.safetensors"
         self.answers = path / "answers.safetensors"
         self.report = path / "report.json"
+        self.page = path / "report.html"
+        self.table = path / "report.csv"
 
     @classmethod
     def at(cls, runs: Path, name: str, identity: str) -> RunDirectory:
