@@ -91,6 +91,7 @@ def run(
     for line in summary_lines(done.report):
         console.print(line)
     console.print(f"\nRun directory:  {done.directory}")
+    console.print(f"Report:         {done.directory / 'report.html'}")
     console.print(f"TensorBoard:    tensorboard --logdir {runs}")
 
 
@@ -204,6 +205,17 @@ def evaluate(
         table.add_row(name, f"{100 * accuracy:.1f} %")
     table.add_row("all", f"{100 * score.accuracy:.2f} %")
     Console(highlight=False, markup=False).print(table)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+) -> None:
+    """Write the page of a finished run again, and the table of its classes."""
+    from kdzoo.report.page import write_run_page
+    from kdzoo.training.directory import RunDirectory
+
+    print(f"Wrote {write_run_page(RunDirectory(run))}")
 
 
 def main() -> None:

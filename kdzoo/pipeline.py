@@ -25,17 +25,20 @@ from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Obser
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
-from kdzoo.report.summary import BestValidation, Report, Score
+from kdzoo.report.page import write_run_page
+from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
 from kdzoo.spec.read import dump_spec, read_spec
+from kdzoo.training.answers_file import read_answers, write_answers
 from kdzoo.training.checkpoint import Checkpoint
-from kdzoo.training.curves_file import student_curve
+from kdzoo.training.correction import fit_correction
+from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
-from kdzoo.training.evaluate import evaluate
+from kdzoo.training.evaluate import Evaluation, Ints, evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
 from kdzoo.training.weights import NetworkRecipe, load_weights
@@ -137,8 +140,8 @@ def evaluate_run(directory: str | Path) -> Score:
     session = _Session(Path(directory).parent, spec)
     images = session.images(spec)
     _refuse_other_classes(recipe.classes, images, "student")
-    evaluation = evaluate(student.to(session.device), images.test, len(images.classes))
-    return Score.of(evaluation, images.classes)
+    student.to(session.device).prefer_channels_last(images.example.inputs)
+    return Score.of(_test(student, images), images.classes)
 
 
 class _Session:
@@ -248,11 +251,13 @@ class _Plan:
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
         # The weights of a teacher that comes out of a run are filled in when that run is done.
         self.teacher: Network | None = None
+        self.teacher_parameters: int | None = None  # as it is before it is folded
         self.teacher_accuracy: float | None = None  # where it was checked
         teacher_layers = Layers()
         if spec.teacher is not None:
             recipe = self._teacher_recipe()
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
+            self.teacher_parameters = _size(self.teacher)
             self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher)
         losses = _losses(spec)
         self.stages = [self._stage(stage, losses) for stage in spec.stages]
@@ -314,37 +319,77 @@ class _Plan:
         )
         curves = trainer.fit(info, start)
         self.recipe.save(self.student, directory)
-        report = self._report(trainer, curves, runs)
-        directory.write(directory.report, report.model_dump_json(indent=2).encode())
+        report = self._report(directory, trainer, curves, runs)
+        directory.write(directory.report, report.as_json())
+        write_run_page(directory)
         return report
 
-    def _report(self, trainer: Trainer, curves: TeachingCurves, runs: Mapping[Role, Run]) -> Report:
+    def _report(
+        self,
+        directory: RunDirectory,
+        trainer: Trainer,
+        curves: TeachingCurves,
+        runs: Mapping[Role, Run],
+    ) -> Report:
         """The test images are read here and nowhere else, after everything is decided."""
-        student = self._test(self.student)
-        teacher = None
-        if "teacher" in runs:
-            teacher = runs["teacher"].report.student
-        elif self.teacher is not None:
-            teacher = self._test(self.teacher)
+        names = self.images.classes
+        evaluation = _test(self.student, self.images)
+        student = Score.of(evaluation, names)
+        write_answers(directory, evaluation)
+        teacher, teachers = self._tested_teacher(runs)
+        agreement = None if teachers is None else float(np.mean(evaluation.answers == teachers))
+        baseline, comparison = None, None
+        if "baseline" in runs:
+            baseline = runs["baseline"].report.student
+            others = self._answers_of(runs["baseline"])
+            comparison = Comparison.of(
+                (student, evaluation.answers), (baseline, others), evaluation.targets, names
+            )
         best = None
         if trainer.best is not None:
             self.student.load_state_dict(trainer.best.student)
             best = BestValidation(
                 epoch=trainer.best.epoch,
                 validation=trainer.best.accuracy,
-                test=self._test(self.student),
+                test=evaluate(self.student, self.images.test, len(names)).accuracy,
             )
         return Report(
             name=self.spec.name,
             epochs=trainer.epoch,
-            parameters=sum(parameter.numel() for parameter in self.student.parameters()),
+            parameters=_size(self.student),
+            teacher_parameters=self.teacher_parameters,
+            images={name: int(n) for name, n in zip(names, evaluation.images, strict=True) if n},
             student=student,
             best_validation=best,
             teacher=teacher,
-            baseline=runs["baseline"].report.student if "baseline" in runs else None,
-            untaught=tuple(self.images.classes[c] for c in curves.untaught),
+            baseline=baseline,
+            comparison=comparison,
+            agreement=agreement,
+            untaught=tuple(names[c] for c in curves.untaught),
             directories={role: str(done.directory) for role, done in runs.items()},
         )
+
+    def _tested_teacher(self, runs: Mapping[Role, Run]) -> tuple[Score | None, Ints | None]:
+        """The teacher's score and its answers to the test images."""
+        if self.teacher is None:
+            return None, None
+        if "teacher" in runs:
+            other = self.session.images(self.others["teacher"])
+            if other.fingerprint == self.images.fingerprint:
+                return runs["teacher"].report.student, self._answers_of(runs["teacher"])
+        # It may have learnt from the validation images: offsets cannot be fitted on them.
+        evaluation = evaluate(self.teacher, self.images.test, len(self.images.classes))
+        return Score.of(evaluation, self.images.classes), evaluation.answers
+
+    def _answers_of(self, run: Run) -> Ints:
+        """(N,), what another run's student answered to the test images, which are the same."""
+        directory = RunDirectory(run.directory)
+        targets, answers = read_answers(directory)
+        if not np.array_equal(targets, self.images.test.targets.cpu().numpy()):
+            raise CheckpointError(
+                f"{directory.answers}: is about other test images; remove it to test again"
+            )
+        return answers
 
     def _network(
         self, recipe: NetworkRecipe, entry: ModelEntry, role: str
@@ -398,7 +443,7 @@ class _Plan:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
         classes = len(self.images.classes)
         file = RunDirectory(baseline.directory).classes
-        curve = student_curve(file, classes)
+        curve = read_curves(file)[1].student
         if len(curve) != baseline.report.epochs:
             raise CheckpointError(
                 f"{file}: epochs are missing; remove {file.parent} to train it again"
@@ -414,9 +459,15 @@ class _Plan:
             ]
         )
 
-    def _test(self, network: Network) -> Score:
-        evaluation = evaluate(network, self.images.test, len(self.images.classes))
-        return Score.of(evaluation, self.images.classes)
+
+def _test(network: Network, images: Images) -> Evaluation:
+    """The test images, with a correction that was fitted on the validation images."""
+    correction = fit_correction(network, images.validation)
+    return evaluate(network, images.test, len(images.classes), correction)
+
+
+def _size(network: Network) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _recipe(entry: ModelEntry, images: Images, role: str) -> NetworkRecipe:

@@ -83,5 +83,5 @@ def test_the_message_shown_is_the_message_given(
 
 
 def test_every_command_is_named() -> None:
-    for command in ("run", "validate", "schema", "init", "plugins", "evaluate"):
+    for command in ("run", "validate", "schema", "init", "plugins", "evaluate", "report"):
         assert f"`kdzoo {command}" in README

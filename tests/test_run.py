@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -24,7 +25,13 @@ from kdzoo.extend.bases import Observer
 from kdzoo.extend.registry import registry
 from kdzoo.training.loop import Trainer
 
-EXACT = ("student.safetensors", "classes.csv", "metrics.jsonl", "report.json")
+EXACT = (
+    "student.safetensors",
+    "classes.csv",
+    "metrics.jsonl",
+    "answers.safetensors",
+    "report.json",
+)
 
 
 def write(tmp_path: Path, spec: dict[str, Any], name: str = "tiny.yaml") -> Path:
@@ -60,6 +67,7 @@ def test_a_run_leaves_what_it_should(tmp_path: Path, tiny: dict[str, Any]) -> No
         "classes.csv",
         "checkpoint.pt",
         "student.safetensors",
+        "answers.safetensors",
         "report.json",
     }
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -297,8 +305,14 @@ def test_a_teacher_out_of_a_checkpoint(
     weights = Path(one.report.directories["teacher"]) / "student.safetensors"
     loaded = {**tiny, "teacher": {"use": "mlp", "widths": [16], "checkpoint": str(weights)}}
     other = kdzoo.run(loaded, runs=tmp_path)
-    assert other.report.teacher == one.report.teacher
+    assert other.report.teacher is not None
+    assert one.report.teacher is not None
+    assert other.report.teacher.classes == one.report.teacher.classes
+    assert one.report.teacher.corrected_accuracy is not None
+    # What somebody else trained may have learnt from the validation images.
+    assert other.report.teacher.corrected_accuracy is None
     assert other.report.student == one.report.student
+    assert other.report.agreement == one.report.agreement
     assert "teacher: loaded; " in caplog.text
     loaded["teacher"]["widths"] = [17]
     with pytest.raises(kdzoo.CheckpointError, match="not of the architecture or class count"):
@@ -355,7 +369,9 @@ def test_teacher_and_student_may_be_normalized_differently(
     }
     student = {"use": "mlp", "widths": [8], "normalize": {"mean": [0.1], "std": [2.0]}}
     other = kdzoo.run({**tiny, "teacher": scaled, "student": student}, runs=tmp_path)
-    assert other.report.teacher == plain.report.teacher
+    assert other.report.teacher is not None
+    assert plain.report.teacher is not None
+    assert other.report.teacher.classes == plain.report.teacher.classes
     own = kdzoo.load_student(other.directory)
     assert (own.mean.item(), own.std.item()) == pytest.approx((0.1, 2.0))
     onward = {
@@ -369,7 +385,8 @@ def test_teacher_and_student_may_be_normalized_differently(
     ours = {**student, "checkpoint": str(other.directory / "student.safetensors"), "check": False}
     del ours["normalize"]
     third = kdzoo.run({**tiny, "teacher": ours}, runs=tmp_path)
-    assert third.report.teacher == other.report.student
+    assert third.report.teacher is not None
+    assert third.report.teacher.classes == other.report.student.classes
     wrong = {**loaded, "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     with pytest.raises(kdzoo.SpecError, match=r"3 means, and the images have 1 channels"):
         kdzoo.run({**tiny, "teacher": wrong}, runs=tmp_path)
@@ -780,10 +797,25 @@ def test_class_names_are_not_markup(
     from rich.console import Console
 
     from kdzoo.report.summary import Report, Score, summary_lines, summary_table
+    from kdzoo.training.evaluate import Evaluation
 
-    score = Score(accuracy=0.5, classes={"[/b]": 0.25, "[red]x": 0.75})
+    evaluation = Evaluation(
+        num_classes=2,
+        targets=np.array([0, 0, 0, 0, 1, 1, 1, 1]),
+        answers=np.array([0, 1, 1, 1, 0, 1, 1, 1]),
+        corrected=None,
+        confidence=np.ones(8),
+        among_five=np.ones(8, bool),
+    )
+    score = Score.of(evaluation, ["[/b]", "[red]x"])
     report = Report(
-        name="x", epochs=1, parameters=1, student=score, teacher=score, untaught=("[/b]",)
+        name="x",
+        epochs=1,
+        parameters=1,
+        images={"[/b]": 4, "[red]x": 4},
+        student=score,
+        teacher=score,
+        untaught=("[/b]",),
     )
     console = Console(record=True, markup=False, width=100)
     console.print(summary_table(report))

@@ -1,17 +1,31 @@
-"""report.json: a run's accuracies on the test images, beside its teacher's and its baseline's."""
+"""report.json: how a run's student does on the test images, beside teacher and baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from kdzoo.errors import CheckpointError
-from kdzoo.training.evaluate import Evaluation
+from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
+from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 
-__all__ = ["Report", "Score", "summary_lines", "summary_table"]
+__all__ = [
+    "BestValidation",
+    "Comparison",
+    "Confusion",
+    "Report",
+    "Score",
+    "notes",
+    "summary_lines",
+    "summary_table",
+]
+
+_CONFUSIONS = 30
 
 
 class _Record(BaseModel):
@@ -19,29 +33,140 @@ class _Record(BaseModel):
 
 
 class Score(_Record):
-    """How one network does on the test images.
+    """How one network does on the test images. Shares have six digits: more than a test set tells.
 
     Attributes:
         accuracy: the share of all test images that it classifies correctly.
-        classes: the same for each class that has test images, by name.
+        balanced_accuracy: the mean of the classes' accuracies.
+        worst_class: the class that does worst.
+        worst_tenth: the mean accuracy of the tenth of the classes, rounded up, that do worst.
+        top5: the share of the images whose class is among the five highest logits; ``None`` with
+            five classes or fewer.
+        calibration_error: see :attr:`kdzoo.training.evaluate.Evaluation.calibration_error`.
+        corrected_accuracy: the accuracy after logit offsets that were fitted on the validation
+            images; ``None`` without these.
+        classes: the accuracy of each class that has test images, by name: its recall.
+        precision: how much of what is answered with a class is of it; without the classes that are
+            never answered.
+        predicted_share: how much of all answers each class is.
+        corrected: the accuracy of each class after the offsets; empty without validation images.
     """
 
     accuracy: float
+    balanced_accuracy: float
+    worst_class: str
+    worst_tenth: float
+    top5: float | None
+    calibration_error: float
+    corrected_accuracy: float | None
     classes: dict[str, float]
+    precision: dict[str, float]
+    predicted_share: dict[str, float]
+    corrected: dict[str, float]
 
     @classmethod
     def of(cls, evaluation: Evaluation, classes: Sequence[str]) -> Score:
         """The score of an evaluation."""
-        counts = zip(classes, evaluation.correct.tolist(), evaluation.total.tolist(), strict=True)
+        confusion = evaluation.confusion
+        recall = _shares(confusion.diagonal(), confusion.sum(1), classes)
+        answered = confusion.sum(0)
+        after = evaluation.corrected_confusion
+        lowest = sorted(recall.values())[: math.ceil(len(recall) / 10)]
         return cls(
-            accuracy=evaluation.accuracy,
-            classes={name: right / total for name, right, total in counts if total},
+            accuracy=_rounded(evaluation.accuracy),
+            balanced_accuracy=_rounded(np.mean(list(recall.values()))),
+            worst_class=min(recall, key=lambda name: recall[name]),
+            worst_tenth=_rounded(np.mean(lowest)),
+            top5=None if evaluation.top5 is None else _rounded(evaluation.top5),
+            calibration_error=_rounded(evaluation.calibration_error),
+            corrected_accuracy=None if after is None else _rounded(after.trace() / after.sum()),
+            classes=recall,
+            precision=_shares(confusion.diagonal(), answered, classes),
+            predicted_share=_shares(answered, np.full_like(answered, answered.sum()), classes),
+            corrected={} if after is None else _shares(after.diagonal(), after.sum(1), classes),
         )
 
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The name and the accuracy of the class that does worst."""
-        return min(self.classes.items(), key=lambda item: item[1])
+
+class Confusion(_Record):
+    """One class answered for another, more often than the baseline does.
+
+    Attributes:
+        of: the images' class.
+        answered: the class that is answered.
+        student: how many of the class's test images the student answers so.
+        baseline: how many of them the baseline does.
+    """
+
+    of: str
+    answered: str
+    student: int
+    baseline: int
+
+
+class Comparison(_Record):
+    """The student beside its baseline, on the same test images.
+
+    Attributes:
+        differences: the student's accuracy less the baseline's, for each class that has test
+            images.
+        intervals: what :func:`kdzoo.report.evidence.paired_interval` says of each: about these two
+            networks, not about another seed.
+        corrected: the difference after each network's logit offsets: what is left of it when no
+            class is answered too often or too seldom. Empty without validation images.
+        confusions: the pairs of classes that the student confuses more often than the baseline,
+            those with most added images first, up to thirty.
+        harm: see :func:`kdzoo.report.evidence.expected_harm`; of these two networks.
+        mcnemar: the p value of :func:`kdzoo.report.evidence.mcnemar`.
+    """
+
+    differences: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    corrected: dict[str, float]
+    confusions: tuple[Confusion, ...]
+    harm: float
+    mcnemar: float
+
+    @classmethod
+    def of(
+        cls,
+        student: tuple[Score, Ints],
+        baseline: tuple[Score, Ints],
+        targets: Ints,
+        names: Sequence[str],
+    ) -> Comparison:
+        """Compare two networks.
+
+        Args:
+            student: the student's score, and its answers (N,).
+            baseline: the baseline's.
+            targets: (N,), the classes of the images.
+            names: the C class names.
+        """
+        (score, answers), (other_score, others) = student, baseline
+        right, others_right = answers == targets, others == targets
+        gained, lost, images = (
+            np.bincount(targets[rows], minlength=len(names)).astype(np.float64)
+            for rows in (right & ~others_right, others_right & ~right, np.full_like(right, True))
+        )
+        known = np.flatnonzero(images)
+        paired = gained[known], lost[known], images[known]
+        low, high = paired_interval(*paired)
+        return cls(
+            differences=_less(score.classes, other_score.classes),
+            intervals={
+                names[c]: (_rounded(low[i]), _rounded(high[i])) for i, c in enumerate(known)
+            },
+            corrected=_less(score.corrected, other_score.corrected),
+            confusions=_added(
+                confusion_of(targets, answers, len(names)),
+                confusion_of(targets, others, len(names)),
+                names,
+            ),
+            harm=_rounded(
+                expected_harm((paired[0] - paired[1]) / paired[2], paired_error(*paired))
+            ),
+            mcnemar=mcnemar(others_right, right),
+        )
 
 
 class BestValidation(_Record):
@@ -50,12 +175,12 @@ class BestValidation(_Record):
     Attributes:
         epoch: which one.
         validation: the validation accuracy after it.
-        test: the score of the student as it was then.
+        test: the accuracy on the test images of the student as it was then.
     """
 
     epoch: int
     validation: float
-    test: Score
+    test: float
 
 
 class Report(_Record):
@@ -65,10 +190,15 @@ class Report(_Record):
         name: the run's name.
         epochs: how many epochs were trained.
         parameters: how many parameters the student has.
+        teacher_parameters: how many the teacher has; ``None`` where there is none.
+        images: how many test images each class has, by name.
         student: the student after the last epoch.
         best_validation: the student at its best validation epoch; ``None`` without validation.
         teacher: the teacher; ``None`` where there is none.
         baseline: the same student trained without the teacher; ``None`` where there is none.
+        comparison: the student beside the baseline; ``None`` where there is none.
+        agreement: on how many test images student and teacher give the same answer; ``None``
+            without a teacher.
         untaught: the classes that the policy no longer taught in the last epoch.
         directories: the directories of the teacher's and of the baseline's runs.
     """
@@ -76,10 +206,14 @@ class Report(_Record):
     name: str
     epochs: int
     parameters: int
+    teacher_parameters: int | None = None
+    images: dict[str, int]
     student: Score
     best_validation: BestValidation | None = None
     teacher: Score | None = None
     baseline: Score | None = None
+    comparison: Comparison | None = None
+    agreement: float | None = None
     untaught: tuple[str, ...] = ()
     directories: dict[str, str] = {}
 
@@ -97,14 +231,13 @@ class Report(_Record):
                 f"{path}: is damaged; repeat the run with --fresh, or remove its directory"
             ) from error
 
+    def as_json(self) -> bytes:
+        """The file's content."""
+        return self.model_dump_json(indent=1).encode()
+
     def against_baseline(self) -> tuple[int, int, int]:
         """How many classes are above, below and level with the baseline on the test images."""
-        if self.baseline is None:
-            return 0, 0, 0
-        differences = [
-            accuracy - self.baseline.classes[name]
-            for name, accuracy in self.student.classes.items()
-        ]
+        differences = self.comparison.differences.values() if self.comparison else ()
         above = sum(d > 0 for d in differences)
         below = sum(d < 0 for d in differences)
         return above, below, len(differences) - above - below
@@ -119,26 +252,73 @@ def summary_table(report: Report) -> Table:
     rows = (("teacher", report.teacher), ("baseline", report.baseline), ("student", report.student))
     for role, score in rows:
         if score is not None:
-            name, accuracy = score.worst
-            table.add_row(role, f"{100 * score.accuracy:.2f} %", f"{name}: {100 * accuracy:.1f} %")
+            name = score.worst_class
+            worst = f"{name}: {100 * score.classes[name]:.1f} %"
+            table.add_row(role, f"{100 * score.accuracy:.2f} %", worst)
     return table
 
 
 def summary_lines(report: Report) -> list[str]:
     """What is said below the table."""
-    lines = ["Accuracies are on the test images, after the last epoch."]
+    return ["Accuracies are on the test images, after the last epoch.", *notes(report)]
+
+
+def notes(report: Report) -> list[str]:
+    """What the table does not say, one sentence each."""
+    lines = []
     if report.best_validation is not None:
         best = report.best_validation
         lines.append(
             f"Best validation epoch: {best.epoch} ({100 * best.validation:.2f} % there, "
-            f"{100 * best.test.accuracy:.2f} % on the test images)."
+            f"{100 * best.test:.2f} % on the test images)."
         )
-    if report.baseline is not None:
-        above, below, level = report.against_baseline()
+    if report.agreement is not None:
         lines.append(
-            f"Against the baseline: {above} classes above, {below} below, {level} level. "
-            "One seed: no verdict."
+            f"Student and teacher give the same answer to {100 * report.agreement:.1f} % of the "
+            "test images."
         )
+    if report.comparison is not None:
+        above, below, level = report.against_baseline()
+        lines += [
+            f"Against the baseline: {above} classes above, {below} below, {level} level. "
+            "One seed: no verdict.",
+            f"Expected harm: {100 * report.comparison.harm:.1f} points of accuracy, summed over "
+            "classes.",
+        ]
     if report.teacher is not None:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
     return lines
+
+
+def _rounded(share: float | np.floating) -> float:
+    return round(float(share), 6)
+
+
+def _shares(part: Ints, whole: Ints, names: Sequence[str]) -> dict[str, float]:
+    """By name, without those of which there is nothing."""
+    return {
+        name: _rounded(part[number] / whole[number])
+        for number, name in enumerate(names)
+        if whole[number]
+    }
+
+
+def _added(counts: Ints, others: Ints, names: Sequence[str]) -> tuple[Confusion, ...]:
+    """What (C, C) ``counts`` have more of than ``others``, beside the diagonal."""
+    added = counts - others
+    np.fill_diagonal(added, 0)
+    order = np.argsort(-added, axis=None, kind="stable")[:_CONFUSIONS]
+    return tuple(
+        Confusion(
+            of=names[row],
+            answered=names[column],
+            student=counts[row, column],
+            baseline=others[row, column],
+        )
+        for row, column in (divmod(int(cell), len(names)) for cell in order)
+        if added[row, column] > 0
+    )
+
+
+def _less(these: Mapping[str, float], those: Mapping[str, float]) -> dict[str, float]:
+    return {name: _rounded(value - those[name]) for name, value in these.items() if name in those}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from kdzoo.errors import CheckpointError
-from kdzoo.extend.contracts import Floats, TeachingCurves
+from kdzoo.extend.contracts import TeachingCurves
 
-__all__ = ["curves_as_csv", "student_curve"]
+__all__ = ["curves_as_csv", "read_curves"]
 
 _COLUMNS = (
     "samples",
@@ -39,17 +39,22 @@ def curves_as_csv(classes: Sequence[str], curves: TeachingCurves) -> bytes:
     return stream.getvalue().encode()
 
 
-def student_curve(path: Path, num_classes: int) -> Floats:
-    """The student's accuracy (E, C) out of a ``classes.csv``.
+def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:
+    """The class names and the curves (E, C) out of a ``classes.csv``.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            values = [float(row["student"] or "nan") for row in csv.DictReader(stream)]
-        return np.array(values).reshape(-1, num_classes)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            reader = csv.reader(stream)
+            header, *rows = reader
+        first = [row[1] for row in rows if row[0] == "1"]
+        values = [[float(value or "nan") for value in row[2:]] for row in rows]
+        columns = np.array(values).reshape(-1, len(first), len(_COLUMNS))
+        curves = {name: columns[:, :, header[2:].index(name)] for name in _COLUMNS}
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise CheckpointError(
             f"{path}: the curves cannot be read ({error}); remove {path.parent} to train it again"
         ) from error
+    return tuple(first), TeachingCurves(**curves)

@@ -28,7 +28,10 @@ class RunDirectory:
         checkpoint: everything needed to go on exactly.
         classes: the teaching curves.
         student: the trained weights.
-        report: what came out; written last.
+        answers: what the student answered to each test image.
+        report: what came out; written when the run is finished.
+        page: the same to be read in a browser.
+        table: the same, class by class, as CSV.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +41,10 @@ class RunDirectory:
         self.checkpoint = path / "checkpoint.pt"
         self.classes = path / "classes.csv"
         self.student = path / "student.safetensors"
+        self.answers = path / "answers.safetensors"
         self.report = path / "report.json"
+        self.page = path / "report.html"
+        self.table = path / "report.csv"
 
     @classmethod
     def at(cls, runs: Path, name: str, identity: str) -> RunDirectory:
@@ -50,7 +56,7 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run is through."""
-        return self.report.exists() and self.student.exists()
+        return all(file.exists() for file in (self.report, self.answers, self.student))
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:

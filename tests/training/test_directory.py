@@ -16,7 +16,7 @@ from torch import nn
 
 import kdzoo
 from kdzoo.training.checkpoint import Checkpoint, load_tensors
-from kdzoo.training.curves_file import curves_as_csv, student_curve
+from kdzoo.training.curves_file import curves_as_csv, read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
@@ -115,10 +115,11 @@ def test_curves_read_back_exactly(tmp_path: Path) -> None:
     arrays[1][2, 1] = np.nan
     file = tmp_path / "classes.csv"
     file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), kdzoo.TeachingCurves(*arrays)))
-    assert np.array_equal(student_curve(file, 3), arrays[1], equal_nan=True)
+    read = read_curves(file)[1]
+    assert np.array_equal(read.student, arrays[1], equal_nan=True)
     file.write_text("epoch,class\n1,a\n")
     with pytest.raises(kdzoo.CheckpointError, match="the curves cannot be read"):
-        student_curve(file, 3)
+        read_curves(file)
 
 
 def net(width: int = 4, classes: int = 3) -> nn.Module:

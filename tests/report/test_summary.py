@@ -1,0 +1,125 @@
+"""report.json: what it says of student, baseline and teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kdzoo
+from kdzoo.report.evidence import mcnemar
+from kdzoo.report.summary import Comparison, Report, Score
+from kdzoo.training.answers_file import read_answers
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.evaluate import Evaluation
+
+
+def random_score(classes: int, names: list[str], seed: int) -> tuple[Score, Evaluation]:
+    draw = np.random.default_rng(seed)
+    targets = np.repeat(np.arange(classes), 50)
+    answers = np.where(
+        draw.random(len(targets)) < 0.7, targets, draw.integers(0, classes, len(targets))
+    )
+    evaluation = Evaluation(
+        num_classes=classes,
+        targets=targets,
+        answers=answers,
+        corrected=answers,
+        confidence=draw.random(len(targets)),
+        among_five=answers == targets,
+    )
+    return Score.of(evaluation, names), evaluation
+
+
+def test_the_comparison_is_of_the_two_runs_answers(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    report = kdzoo.run(tiny, runs=tmp_path).report
+    assert report.baseline is not None
+    assert report.comparison is not None
+    for name, difference in report.comparison.differences.items():
+        own, other = report.student.classes[name], report.baseline.classes[name]
+        assert abs(difference - (own - other)) < 2e-6
+        low, high = report.comparison.intervals[name]
+        assert low < high
+        assert low - 0.01 < difference < high + 0.01
+    assert report.comparison.harm >= 0
+    assert report.images == dict.fromkeys("abcdefghij", 300)
+    assert report.teacher_parameters == 11 * 16 + 16 + 16 * 10 + 10
+    assert set(report.comparison.corrected) == set(report.comparison.differences)
+    (own_directory,) = (p for p in tmp_path.glob("tiny-*") if p.name.count("-") == 1)
+    own = read_answers(RunDirectory(own_directory))
+    others = {
+        role: read_answers(RunDirectory(Path(path))) for role, path in report.directories.items()
+    }
+    assert report.agreement == np.mean(own[1] == others["teacher"][1])
+    right = [answers == targets for targets, answers in (others["baseline"], own)]
+    assert report.comparison.mcnemar == mcnemar(*right)
+    names = list(report.student.classes)
+    added = []
+    for pair in report.comparison.confusions:
+        of, answered = names.index(pair.of), names.index(pair.answered)
+        counts = [
+            int(((targets == of) & (answers == answered)).sum())
+            for targets, answers in (own, others["baseline"])
+        ]
+        assert [pair.student, pair.baseline] == counts
+        assert of != answered
+        added.append(pair.student - pair.baseline)
+    assert added == sorted(added, reverse=True)
+    assert min(added) > 0
+
+
+def test_without_validation_images_nothing_is_corrected(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["data"]["validation"] = 0
+    report = kdzoo.run(tiny, runs=tmp_path).report
+    assert report.comparison is not None
+    assert report.comparison.corrected == report.student.corrected == {}
+    assert report.student.corrected_accuracy is None
+
+
+def test_a_thousand_classes_stay_readable() -> None:
+    names = [f"n{number:08}" for number in range(1000)]
+    (student, one), (baseline, two) = (random_score(1000, names, seed) for seed in (0, 1))
+    pairs = (student, one.answers), (baseline, two.answers)
+    report = Report(
+        name="many",
+        epochs=1,
+        parameters=1,
+        images=dict.fromkeys(names, 50),
+        student=student,
+        baseline=baseline,
+        teacher=student,
+        comparison=Comparison.of(*pairs, one.targets, names),
+    )
+    assert len(report.as_json()) < 500_000
+    assert Report.model_validate_json(report.as_json()) == report
+
+
+def test_a_run_of_an_older_version_is_tested_again_but_not_trained(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    (run.directory / "answers.safetensors").unlink()
+    old = json.loads((run.directory / "report.json").read_text())
+    del old["comparison"]["corrected"]
+    (run.directory / "report.json").write_text(json.dumps(old))
+    metrics = (run.directory / "metrics.jsonl").read_bytes()
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+    assert (run.directory / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_teacher_of_other_images_is_tested_on_these(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """What it knows of its own test images is no answer to ours."""
+    other = {**tiny, "name": "other", "data": {**tiny["data"], "draw": 7}, "baseline": False}
+    del other["teacher"], other["policy"]
+    other["losses"] = ["ce"]
+    file = tmp_path / "other.yaml"
+    file.write_text(json.dumps(other))
+    report = kdzoo.run({**tiny, "teacher": {"run": str(file)}}, runs=tmp_path / "runs").report
+    own = Report.read(Path(report.directories["teacher"]) / "report.json").student
+    assert report.teacher is not None
+    assert report.teacher.classes != own.classes
+    assert report.agreement is not None
