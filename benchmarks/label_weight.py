@@ -3,9 +3,9 @@
     python benchmarks/label_weight.py > benchmarks/results/label_weight.txt
 
 For each seed: validation accuracy after the last epoch of the starter spec, with every class
-taught, and under tllm with several label weights and first checks. No test image is looked at. One
-thread; about ten minutes. The runs are kept in runs/label-weight: it continues where it was cut
-off.
+taught, and under tllm with several label weights, fixed or steered, and first checks. No test
+image is looked at. One thread; about fifteen minutes. The runs are kept in runs/label-weight: it
+continues where it was cut off.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from kdzoo.extend.registry import registry
 
 SEEDS = range(5)
 POLICIES: list[Any] = ["all"] + [
-    {"use": "tllm", "start_epoch": start, "label_weight": weight}
+    {"use": "tllm", "start_epoch": start, **weight}
     for start in (5, 10)
-    for weight in (1, 3, 10)
+    for weight in (
+        *({"balance": False, "label_weight": fixed} for fixed in (1, 3, 10)),
+        {"balance": True},
+    )
 ]
 
 
@@ -36,7 +39,7 @@ def main() -> None:
     """Print a row for each policy: a column a seed, and the mean."""
     starters = registry().find("dataset", "digits").starters
     starter = YAML(typ="safe", pure=True).load(starters["digits"])
-    print(f"{'policy':<36}" + "".join(f"  seed {seed}" for seed in SEEDS) + "    mean  untaught")
+    print(f"{'policy':<48}" + "".join(f"  seed {seed}" for seed in SEEDS) + "    mean  untaught")
     for policy in POLICIES:
         name = "all" if policy == "all" else " ".join(f"{k}={v}" for k, v in policy.items())[4:]
         runs = [
@@ -50,7 +53,7 @@ def main() -> None:
         untaught = " ".join("".join(run.report.untaught) or "-" for run in runs)
         columns = "".join(f"{accuracy:8.2f}" for accuracy in accuracies)
         print(
-            f"{name:<36}{columns}{sum(accuracies) / len(accuracies):8.2f}  {untaught}", flush=True
+            f"{name:<48}{columns}{sum(accuracies) / len(accuracies):8.2f}  {untaught}", flush=True
         )
 
 

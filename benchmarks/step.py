@@ -320,7 +320,7 @@ def compare_policies(args: argparse.Namespace, jobs: list[Job], table: Table, lo
 def decision_seconds(classes: int, epochs: int = 240) -> float:
     """What ``tllm`` needs to look at made-up curves once; the median of twenty."""
     random = np.random.default_rng(0)
-    curves = kdzoo.TeachingCurves(*random.random((8, epochs, classes)))
+    curves = kdzoo.TeachingCurves(*random.random((9, epochs, classes)))
     names = tuple(str(number) for number in range(classes))
     policy = registry().make("policy", "tllm", {})
     policy.setup(PolicySetting(names, has_baseline=True, teacher_weight=0.9, label_weight=0.1))

@@ -88,12 +88,12 @@ def finished_run(
     )
     taught = np.ones((epochs, classes))
     taught[epochs // 2 :, list(untaught)] = 0
-    curves = [draw.random((epochs, classes)) for _ in range(6)]
+    curves = [draw.random((epochs, classes)) for _ in range(7)]
     directory = RunDirectory(path)
     path.mkdir(parents=True)
     directory.report.write_bytes(report.as_json())
     directory.classes.write_bytes(
-        curves_as_csv(names, TeachingCurves(*curves[:5], taught, taught, curves[5]))
+        curves_as_csv(names, TeachingCurves(*curves[:6], taught, taught, curves[6]))
     )
     directory.student.touch()
     directory.environment.write_text('{"versions": {"torch": "2.0"}}')

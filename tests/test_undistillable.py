@@ -19,7 +19,7 @@ import kdzoo
 Reports = dict[str, list[kdzoo.Report]]
 
 SEEDS = range(10)
-TLLM = {"use": "tllm", "start_epoch": 5, "max_fraction": 0.5, "label_weight": 1}
+TLLM = {"use": "tllm", "start_epoch": 5, "max_fraction": 0.5}
 VICTIMS = [planted.CLASSES.index(name) for name in planted.COLLAPSED]
 SIBLINGS = [planted.CLASSES.index(name) for name in planted.COLLAPSED.values()]
 HARD = planted.CLASSES.index(planted.HARD)
@@ -48,9 +48,7 @@ def spec(seed: int, checkpoint: Path, policy: Any) -> dict[str, Any]:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     place = tmp_path_factory.mktemp("planted")
     torch.save(planted.PlantedTeacher().build((1, 1, 11), 10).state_dict(), place / "teacher.pt")
-    # The cap is set high: which classes are named must come from the signal. The label terms stay
-    # as they are: at the default weight of an untaught class the decisions between it and its
-    # sibling tip over to the other side (the sibling then loses 5 to 6 points to it).
+    # The cap is set high: which classes are named must come from the signal.
     policies = {"all": "all", "tllm": TLLM}
     return {
         name: [

@@ -14,8 +14,8 @@ from kdzoo.extend.contracts import Floats, TeachingCurves
 
 __all__ = ["CurveRecorder"]
 
-_SAMPLES, _STUDENT, _TEACHER, _AGREEMENT, _DIVERGENCE = range(5)
-_TEACHER_WEIGHT, _LABEL_WEIGHT = 5, 6
+_SAMPLES, _STUDENT, _TEACHER, _AGREEMENT, _DIVERGENCE, _PREDICTED = range(6)
+_TEACHER_WEIGHT, _LABEL_WEIGHT = 6, 7
 
 
 class CurveRecorder(nn.Module):
@@ -34,7 +34,7 @@ class CurveRecorder(nn.Module):
         self.num_classes = num_classes
         self.has_teacher = has_teacher
         self.baseline = baseline
-        self.register_buffer("sums", torch.zeros(num_classes, 5, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(num_classes, 6, dtype=torch.float64))
         self.history: list[Tensor] = []
 
     @torch.no_grad()
@@ -49,8 +49,11 @@ class CurveRecorder(nn.Module):
             divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
             columns += [teachers_answer == targets, answer == teachers_answer, divergence]
         values = torch.stack([column.double() for column in columns], 1)
-        of_class = functional.one_hot(targets, self.num_classes).double()
+        of_class, answered = (
+            functional.one_hot(classes, self.num_classes).double() for classes in (targets, answer)
+        )
         self.sums[:, : len(columns)] += of_class.T @ values
+        self.sums[:, _PREDICTED] += answered.sum(0)
 
     def close_epoch(self, teacher_weights: Tensor, label_weights: Tensor) -> None:
         """The epoch is over: what was recorded becomes a point of the curves.
@@ -66,7 +69,7 @@ class CurveRecorder(nn.Module):
     def curves(self) -> TeachingCurves:
         """All finished epochs."""
         epochs = len(self.history)
-        empty = torch.zeros(0, self.num_classes, 7, dtype=torch.float64)
+        empty = torch.zeros(0, self.num_classes, 8, dtype=torch.float64)
         sums = (torch.stack(self.history) if epochs else empty).numpy()
         samples = sums[:, :, _SAMPLES]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -79,6 +82,7 @@ class CurveRecorder(nn.Module):
             teacher=means[:, :, _TEACHER],
             agreement=means[:, :, _AGREEMENT],
             divergence=means[:, :, _DIVERGENCE],
+            predicted=sums[:, :, _PREDICTED],
             teacher_weight=sums[:, :, _TEACHER_WEIGHT],
             label_weight=sums[:, :, _LABEL_WEIGHT],
             baseline=None if self.baseline is None else self.baseline[:epochs],

@@ -131,6 +131,7 @@ class TeachingCurves:
         teacher: the teacher's.
         agreement: how often both have the same top-1.
         divergence: the mean KL(teacher || student) at temperature 1.
+        predicted: how many samples, of whatever class, the student answered with the class.
         teacher_weight: how much of the teacher's terms the class got in the epoch.
         label_weight: how much of the label terms.
         baseline: the accuracy of the same student trained without the teacher, at the same epoch;
@@ -142,6 +143,7 @@ class TeachingCurves:
     teacher: Floats
     agreement: Floats
     divergence: Floats
+    predicted: Floats
     teacher_weight: Floats
     label_weight: Floats
     baseline: Floats | None = None

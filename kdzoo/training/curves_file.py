@@ -21,6 +21,7 @@ _COLUMNS = (
     "baseline",
     "agreement",
     "divergence",
+    "predicted",
     "teacher_weight",
     "label_weight",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from kdzoo_plugins.policies.tllm import class_gap
@@ -22,6 +24,7 @@ def curves(student, baseline=None, teacher=None) -> kdzoo.TeachingCurves:
         teacher=ones if teacher is None else np.asarray(teacher, dtype=float),
         agreement=ones,
         divergence=ones,
+        predicted=10 * ones,
         teacher_weight=ones,
         label_weight=ones,
         baseline=None if baseline is None else np.asarray(baseline, dtype=float),
@@ -175,10 +178,57 @@ def test_a_policy_about_a_teacher_needs_one_and_something_else(use: str, params:
 def test_an_untaught_class_weighs_as_in_the_baseline(
     teacher: float, label: float, factor: float
 ) -> None:
-    weights = policy("fixed", teacher=teacher, label=label, classes=["b"]).initial(10)
+    terms = {"teacher": teacher, "label": label, "balance": False}
+    weights = policy("fixed", **terms, classes=["b"]).initial(10)
     assert weights.label[1] == pytest.approx(factor)
     assert weights.label[0] == 1
-    half = policy("fixed", teacher=teacher, label=label, classes=["b"], teacher_weight=0.5)
+    half = policy("fixed", **terms, classes=["b"], teacher_weight=0.5)
     assert half.initial(10).label[1] == pytest.approx((1 + factor) / 2)
-    made = policy("tllm", teacher=teacher, label=label, patience=1, window=1, start_epoch=1)
+    made = policy("tllm", **terms, patience=1, window=1, start_epoch=1)
     assert made.update(curves(*falling({"c": 0.2}, 1))).label[2] == pytest.approx(factor)
+
+
+def answered(shares: list[float]) -> kdzoo.TeachingCurves:
+    """An epoch in which each class was answered so many times as often as it came."""
+    shown = curves([[0.5] * 10], [[0.5] * 10])
+    return dataclasses.replace(shown, predicted=shown.samples * np.array([shares]))
+
+
+def test_balance_steers_an_untaught_class_to_its_share() -> None:
+    made = policy("fixed", classes=["b", "c", "d", "e"])
+    assert (made.initial(10).label == 1).all()
+    shares = [0.8, 0.9, 1.1, 1.0, 0.0, *[1.0] * 5]
+    weights = made.update(answered(shares))
+    assert (weights.teacher == [1, 0, 0, 0, 0, 1, 1, 1, 1, 1]).all()
+    factors = weights.label
+    assert factors[1] == pytest.approx(0.9**-5)
+    assert factors[2] == pytest.approx(1.1**-5)
+    assert (factors[[0, 3, 5]] == 1).all()  # a class that is taught keeps its weight
+    assert factors[4] == 100  # ten times what it weighs in the baseline, and no more
+    assert made.update(answered(shares)).label[1] == pytest.approx(0.9**-10)
+    for _ in range(40):
+        factors = made.update(answered([2.0] * 10)).label
+    assert (factors[1:5] == 0.1).all()
+
+
+def test_balance_begins_with_the_label_weight_and_leaves_absent_classes_alone() -> None:
+    made = policy("fixed", classes=["b", "c"], label_weight=3.0)
+    assert made.initial(10).label[1] == 3
+    absent = answered([1.0, 0.9, 0.0, *[1.0] * 7])
+    absent.samples[0, 2] = 0
+    factors = made.update(absent).label
+    assert factors[1] == pytest.approx(3 * 0.9**-5)
+    assert factors[2] == 3
+
+
+def test_tllm_steers_a_class_from_the_epoch_after_it_was_stopped() -> None:
+    made = policy("tllm", start_epoch=1, patience=1, window=1)
+    behind = dataclasses.replace(
+        curves(*falling({"c": 0.2}, 1)), predicted=answered([0.9] * 10).predicted
+    )
+    assert made.update(behind).label[2] == 1
+    again = policy("tllm", start_epoch=1, patience=1, window=1)
+    again.load_state_dict(made.state_dict())
+    for each in (made, again):
+        assert each.update(behind).label[2] == pytest.approx(0.9**-5)
+        assert each.update(behind).label[2] == pytest.approx(0.9**-10)

@@ -111,7 +111,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
 
 def test_curves_read_back_exactly(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    arrays = [draw.random((4, 3)) for _ in range(7)]
+    arrays = [draw.random((4, 3)) for _ in range(8)]
     arrays[1][2, 1] = np.nan
     file = tmp_path / "classes.csv"
     file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), kdzoo.TeachingCurves(*arrays)))

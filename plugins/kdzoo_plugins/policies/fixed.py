@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 import kdzoo
@@ -28,16 +31,25 @@ class Fixed(kdzoo.ClassPolicy):
             if name not in setting.classes:
                 hint = kdzoo.did_you_mean(name, setting.classes)
                 raise kdzoo.SpecError(f'there is no class "{name}"{hint}')
-        listed = np.array([name in self.params.classes for name in setting.classes])
-        self._weights = UntaughtWeights(self.params, setting)(listed)
+        self._listed = np.array([name in self.params.classes for name in setting.classes])
+        self._weights = UntaughtWeights(self.params, setting)
 
     def initial(self, num_classes: int) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""
-        return self._weights
+        return self._weights(self._listed)
 
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
-        return self._weights
+        self._weights.steer(curves, self._listed)
+        return self._weights(self._listed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`kdzoo.ClassPolicy.state_dict`."""
+        return self._weights.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`kdzoo.ClassPolicy.load_state_dict`."""
+        self._weights.load_state_dict(state)
 
 
 @kdzoo.hookimpl

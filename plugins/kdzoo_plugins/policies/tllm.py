@@ -87,6 +87,7 @@ class TLLM(kdzoo.ClassPolicy):
 
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
+        self._weights.steer(curves, self._stopped)
         if len(curves.student) >= self.params.start_epoch:
             self._check(class_gap(curves, self.params.window))
         return self._weights(self._stopped)
@@ -102,12 +103,17 @@ class TLLM(kdzoo.ClassPolicy):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`kdzoo.ClassPolicy.state_dict`."""
-        return {"strikes": self._strikes.tolist(), "stopped": self._stopped.tolist()}
+        return {
+            "strikes": self._strikes.tolist(),
+            "stopped": self._stopped.tolist(),
+            **self._weights.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`kdzoo.ClassPolicy.load_state_dict`."""
         self._strikes = np.array(state["strikes"], dtype=np.int64)
         self._stopped = np.array(state["stopped"], dtype=bool)
+        self._weights.load_state_dict(state)
 
 
 def _recent_mean(curve: Floats, window: int) -> Floats:
