@@ -24,6 +24,7 @@ ROOMS = [
     "training",
     "report",
     "pipeline",
+    "testing",
     "cli",
 ]
 MODULES = sorted((ROOT / "kdzoo").rglob("*.py"))
