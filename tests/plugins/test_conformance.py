@@ -23,6 +23,30 @@ def mnist(folder: Path) -> dict[str, Any]:
     return {"dataset": "MNIST", "root": str(folder / "data")}
 
 
+MAP, LARGER, SMALLER = (6, 8, 8), (6, 16, 16), (6, 3, 3)
+SHAPES: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "identity": [(MAP, MAP), ((7,), (7,))],
+    "linear": [((5,), (9,)), ((16, 5), (16, 9))],
+    "pool": [(LARGER, MAP), (MAP, SMALLER), ((6, 9, 5), (6, 2, 5))],
+    "conv1x1": [(MAP, (9, 8, 8)), (LARGER, (3, 8, 8)), (MAP, (4, 3, 3))],
+    "regressor": [
+        (MAP, (9, 8, 8)),
+        (MAP, (9, 4, 4)),
+        (MAP, (9, 16, 16)),
+        (MAP, (9, 3, 3)),
+        ((6, 9, 5), (4, 2, 5)),
+    ],
+    "tokens": [
+        ((17, 6), (9, 4, 4)),
+        ((16, 6), (9, 8, 8)),
+        ((65, 6), (9, 4, 4)),
+        (MAP, (17, 9)),
+        (MAP, (65, 9)),
+        (MAP, (145, 9)),
+        ((17, 6), (65, 9)),
+        ((66, 6), (17, 9)),
+    ],
+}
 FOUND = [
     (base.kind, name)
     for base in HOOKS.values()
@@ -36,6 +60,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "timm"): {"entry": {"model": "test_resnet"}, "input_shape": (3, 32, 32)},
     ("dataset", "image-folder"): {"entry": folders},
     ("dataset", "torchvision"): {"entry": mnist},
+    **{("adapter", name): {"shapes": shapes} for name, shapes in SHAPES.items()},
 }
 
 # Deeper than a sibling, and else the same.
