@@ -85,7 +85,7 @@ class PolicyChecks(Checks[ClassPolicy]):
                     _require_valid(weights, f"{what}: it")
 
     def pure(self) -> None:
-        """The same curves give the same answers: nothing is drawn, and no clock is read."""
+        """The same curves give the same answers, whatever the seed of any generator."""
         answers = []
         for seed in (1, 2):
             states = random.getstate(), np.random.get_state()
@@ -97,7 +97,11 @@ class PolicyChecks(Checks[ClassPolicy]):
             finally:
                 random.setstate(states[0])
                 np.random.set_state(states[1])
-        require(_alike(*answers), "it answers otherwise when the same curves are shown again")
+        require(
+            _alike(*answers),
+            "it answers otherwise when the same curves are shown again: draw nothing, and read no "
+            "clock",
+        )
 
     def instances(self) -> None:
         """Two policies at once know nothing of each other."""

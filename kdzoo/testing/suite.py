@@ -21,9 +21,9 @@ from kdzoo.testing.models import ModelChecks
 from kdzoo.testing.observers import ObserverChecks
 from kdzoo.testing.policies import PolicyChecks
 
-__all__ = ["conformance", "run_checks"]
+__all__ = ["KINDS", "conformance", "run_checks"]
 
-_KINDS: dict[str, type[Checks[Any]]] = {
+KINDS: dict[str, type[Checks[Any]]] = {
     checks.base.kind: checks
     for checks in (
         LossChecks,
@@ -34,6 +34,7 @@ _KINDS: dict[str, type[Checks[Any]]] = {
         ObserverChecks,
     )
 }
+"""The checks of each kind of component."""
 
 Entry = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 
@@ -138,10 +139,10 @@ class _Plan:
         options: Mapping[str, Any],
     ) -> None:
         kind = getattr(component, "kind", None)
-        if not isinstance(component, type) or kind not in _KINDS:
+        if not isinstance(component, type) or kind not in KINDS:
             raise TypeError(f"{component!r} is no component: derive it from kdzoo.Loss, ...")
         self.component = component
-        self.checks = _KINDS[kind]
+        self.checks = KINDS[kind]
         inspect.signature(self.checks).bind(component, entry, Path(), **options)
         self.entry, self.expected, self.options = entry, dict(expected), dict(options)
         for name, reason in self.expected.items():

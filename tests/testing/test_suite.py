@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import kdzoo
 from kdzoo.testing import conformance, run_checks
+from kdzoo.testing.suite import KINDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "testing-a-plugin.md"
 
 COMPONENTS = '''
 import kdzoo
@@ -87,13 +93,23 @@ class TestNothing:
 """
 
 
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What pytest says of these suites, in a project that has no settings of its own."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "test_mine.py").write_text(COMPONENTS + SUITES)
+    (folder / "my_package").mkdir()
+    (loss,) = (code for code in blocks(ROOT / "README.md") if "class LogitMSE" in code)
+    (folder / "my_package" / "logit_mse.py").write_text(loss)
+    (suite,) = (code for code in blocks(PAGE) if "class TestLogitMSE" in code)
+    (folder / "test_shown.py").write_text(suite)
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-W", "ignore"]
-    chosen = ["-k", "Nothing or own or value or shift or weights or gradients", "-m", "not slow"]
+    some = "Nothing or test_own or value or shift or weights or gradients"
+    chosen = ["-k", f"{some} or (shown and not processes and not compiled)", "-m", "not slow"]
     done = subprocess.run(
         [*command, *chosen], cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
@@ -110,6 +126,22 @@ def test_each_check_is_a_test_whatever_its_class_is_called(said: str) -> None:
     assert "PASSED test_mine.py::Whatever::test_own" in said
     assert "it does not declare the invariance shift" in said
     assert "\ntest_mine.py::Whatever::test_compiled_for_real\n" in said
+
+
+def test_the_page_shows_what_passes(said: str) -> None:
+    assert "PASSED test_shown.py::TestLogitMSE::test_what_only_this_loss_does" in said
+    assert said.count("PASSED test_shown.py::TestLogitMSE::") == 21
+    assert "FAILED test_shown.py" not in said
+
+
+def test_the_page_lists_every_check() -> None:
+    shown = re.findall(r"^\| `(\w+)`( \(slow\))? \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    wanted = [
+        (name, " (slow)" * getattr(check, "slow", False), " ".join((check.__doc__ or "").split()))
+        for checks in KINDS.values()
+        for name, check in checks.methods()
+    ]
+    assert shown == [(name, slow, said.replace("``", "`")) for name, slow, said in wanted]
 
 
 def test_a_failure_says_what_would_be_right(said: str) -> None:
