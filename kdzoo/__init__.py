@@ -1,7 +1,7 @@
 """kdzoo: distillation that says which classes the teacher hurts, and stops teaching those.
 
-Everything public is here. Names are loaded at their first use, so that ``import kdzoo`` and
-``kdzoo --help`` need no torch.
+Everything public is here, but for the tests of plugins in :mod:`kdzoo.testing`. Names are loaded
+at their first use, so that ``import kdzoo`` and ``kdzoo --help`` need no torch.
 """
 
 from __future__ import annotations

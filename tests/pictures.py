@@ -32,6 +32,27 @@ def write_pictures(
     return root
 
 
+def idx(values: np.ndarray, kind: int) -> bytes:
+    """The format of MNIST's files."""
+    head = bytes([0, 0, kind, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    return head + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+def write_mnist(root: Path, seed: int = 0) -> np.ndarray:
+    """torchvision's MNIST below ``root``; its training images (N, 28, 28)."""
+    draw = np.random.default_rng(seed)
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 20)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        drawn = draw.integers(0, 256, (count, 28, 28), np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(drawn, 8))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels, 8))
+        if part == "train":
+            train = drawn
+    return train
+
+
 def spec(root: Path, **data: Any) -> dict[str, Any]:
     """Two epochs on these images, without a teacher."""
     return {

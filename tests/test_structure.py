@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import kdzoo
+import kdzoo.testing
 
 ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports from its own room and from those before it.
@@ -24,6 +24,7 @@ ROOMS = [
     "training",
     "report",
     "pipeline",
+    "testing",
     "cli",
 ]
 MODULES = sorted((ROOT / "kdzoo").rglob("*.py"))
@@ -104,6 +105,7 @@ def test_every_public_name_loads() -> None:
     assert set(kdzoo.__all__) <= set(dir(kdzoo))
     with pytest.raises(AttributeError, match="no attribute 'Los'"):
         kdzoo.Los  # noqa: B018
+    assert kdzoo.testing.__all__ == ["Result", "conformance", "run_checks"]
 
 
 def test_type_checkers_see_the_public_names() -> None:
@@ -121,7 +123,7 @@ def test_type_checkers_see_the_public_names() -> None:
 
 PLUGIN = '''
 from torch import Tensor
-import kdzoo
+import kdzoo.testing
 
 class LogitMSE(kdzoo.Loss):
     """Regress the teacher's logits."""
@@ -135,6 +137,10 @@ class LogitMSE(kdzoo.Loss):
         if self.params.centre:
             s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
         return (s - t).square().mean(1)
+
+@kdzoo.testing.conformance(LogitMSE, expected_failures={"half_precision": "overflows"})
+class TestLogitMSE:
+    """Every check."""
 
 @kdzoo.hookimpl
 def kdzoo_losses() -> list[type[kdzoo.Loss]]:

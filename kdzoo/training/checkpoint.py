@@ -18,7 +18,7 @@ from torch import Tensor
 from kdzoo.errors import CheckpointError, PluginError
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["Best", "Checkpoint", "load_tensors"]
+__all__ = ["Best", "Checkpoint", "load_tensors", "refuse_more_than_data"]
 
 _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")  # how torch names what it does not read
 
@@ -67,7 +67,7 @@ class Checkpoint:
         """
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["best"] = None if self.best is None else vars(self.best)
-        _refuse_more_than_data("checkpoint", fields)
+        refuse_more_than_data("checkpoint", fields)
         buffer = io.BytesIO()
         torch.save(fields, buffer)
         directory.write(directory.checkpoint, buffer.getvalue())
@@ -92,13 +92,22 @@ class Checkpoint:
             ) from error
 
 
-def _refuse_more_than_data(where: str, value: Any) -> None:
+def refuse_more_than_data(where: str, value: Any) -> None:
+    """Refuse a state that could not be read back without running code.
+
+    Args:
+        where: what the value is, for the message.
+        value: a state: tensors and plain Python values, in dicts, lists and tuples.
+
+    Raises:
+        PluginError: something in it is more than that; the message says where.
+    """
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
-            _refuse_more_than_data(f"{where}.{key}", item)
+            refuse_more_than_data(f"{where}.{key}", item)
     elif type(value) in (list, tuple):
         for number, item in enumerate(value):
-            _refuse_more_than_data(f"{where}.{number}", item)
+            refuse_more_than_data(f"{where}.{number}", item)
     elif not (value is None or type(value) in (str, int, float, bool, Counter) or _tensor(value)):
         raise PluginError(
             f"{where} is {type(value).__module__}.{type(value).__qualname__}; a state must hold "

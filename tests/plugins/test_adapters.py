@@ -1,4 +1,4 @@
-"""The adapters: every shape they bring into another, and every one that they refuse."""
+"""The adapters: what they compute, and what they say of shapes that they refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import kdzoo
 from kdzoo.extend.bases import Adapter
 from kdzoo.extend.registry import registry
 
-MAP, LARGER, SMALLER, HALF = (6, 8, 8), (6, 16, 16), (6, 3, 3), (6, 4, 4)
+MAP, LARGER, HALF = (6, 8, 8), (6, 16, 16), (6, 4, 4)
 
 
 def adapter(
@@ -22,51 +22,6 @@ def adapter(
     made: Adapter = registry().make(Adapter.kind, name, params)
     made.setup(student, teacher)
     return made
-
-
-@pytest.mark.parametrize(
-    ("name", "student", "teacher"),
-    [
-        ("identity", MAP, MAP),
-        ("identity", (7,), (7,)),
-        ("linear", (5,), (9,)),
-        ("linear", (16, 5), (16, 9)),
-        ("pool", LARGER, MAP),
-        ("pool", MAP, SMALLER),
-        ("pool", (6, 9, 5), (6, 2, 5)),
-        ("conv1x1", MAP, (9, 8, 8)),
-        ("conv1x1", LARGER, (3, 8, 8)),
-        ("conv1x1", MAP, (4, 3, 3)),
-        ("regressor", MAP, (9, 8, 8)),
-        ("regressor", MAP, (9, 4, 4)),
-        ("regressor", MAP, (9, 16, 16)),
-        ("regressor", MAP, (9, 3, 3)),
-        ("regressor", (6, 9, 5), (4, 2, 5)),
-        ("tokens", (17, 6), (9, 4, 4)),
-        ("tokens", (16, 6), (9, 8, 8)),
-        ("tokens", (65, 6), (9, 4, 4)),
-        ("tokens", MAP, (17, 9)),
-        ("tokens", MAP, (65, 9)),
-        ("tokens", MAP, (145, 9)),
-        ("tokens", (17, 6), (65, 9)),
-        ("tokens", (66, 6), (17, 9)),
-    ],
-)
-def test_the_teachers_shape_comes_out_and_everything_learns(
-    name: str, student: tuple[int, ...], teacher: tuple[int, ...]
-) -> None:
-    made = adapter(name, student, teacher)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        feature = torch.randn(4, *student)
-        if len(student) == 3:
-            feature = feature.contiguous(memory_format=memory_format)
-        feature.requires_grad_()
-        adapted = made(feature)
-        assert adapted.shape == (4, *teacher)
-        (adapted * torch.randn_like(adapted)).sum().backward()
-        assert feature.grad is not None
-        assert feature.grad.abs().sum() > 0
-    assert all(parameter.grad is not None for parameter in made.parameters())
 
 
 @pytest.mark.parametrize(

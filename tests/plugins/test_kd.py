@@ -60,22 +60,6 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda s: kd_loss(s, logits(4, 5, 1), 3.0), student)
 
 
-def test_one_value_a_sample_that_knows_nothing_of_the_others() -> None:
-    student, teacher = logits(6, 10), logits(6, 10, 1)
-    rows = kd_loss(student, teacher, 4.0)
-    assert rows.shape == (6,)
-    order = torch.tensor([3, 1, 0, 5, 2, 4, 3, 3])
-    assert torch.equal(kd_loss(student[order], teacher[order], 4.0), rows[order])
-
-
-def test_zero_for_identical_outputs_and_blind_to_shifts() -> None:
-    student, teacher = logits(6, 10), logits(6, 10, 1)
-    assert kd_loss(student, student, 4.0).abs().max() < 1e-13
-    shifted = kd_loss(student + 100, teacher - 7, 4.0)
-    torch.testing.assert_close(shifted, kd_loss(student, teacher, 4.0), rtol=1e-10, atol=1e-12)
-    assert (kd_loss(student, teacher, 4.0) > 0).all()
-
-
 def test_the_gradient_at_high_temperature_is_that_of_matching_logits() -> None:
     """Hinton et al., equation 4: (z_s - z_t) / C for centred logits."""
     student, teacher = logits(6, 10).requires_grad_(), logits(6, 10, 1)

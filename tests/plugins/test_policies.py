@@ -110,20 +110,6 @@ def test_tllm_gives_untaught_classes_their_weights() -> None:
     assert (np.delete(weights.label, 2) == 1).all()
 
 
-def test_tllm_goes_on_from_its_state() -> None:
-    student, baseline = falling({"c": 0.2, "h": 0.1}, 9)
-    whole = policy("tllm", patience=4)
-    half = policy("tllm", patience=4)
-    for epoch in range(1, 10):
-        one = whole.update(curves(student[:epoch], baseline[:epoch]))
-        other = half.update(curves(student[:epoch], baseline[:epoch]))
-        again = policy("tllm", patience=4)
-        again.load_state_dict(half.state_dict())
-        half = again
-        assert np.array_equal(one.teacher, other.teacher)
-    assert one.teacher.sum() == 8
-
-
 def test_without_a_baseline_the_signal_is_what_the_teachers_accuracy_does_not_explain() -> None:
     teacher = np.linspace(1.0, 0.5, 10)
     student = 0.8 * teacher - 0.1

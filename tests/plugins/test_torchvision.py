@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pictures import idx, write_mnist
 from PIL import Image
 from torchvision import datasets
 
@@ -54,25 +55,6 @@ def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
         datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": None}
     )
     return data[0].reshape(-1, 3, 32, 32)
-
-
-def idx(values: np.ndarray, kind: int) -> bytes:
-    """The format of MNIST's files."""
-    head = bytes([0, 0, kind, values.ndim]) + np.array(values.shape, ">i4").tobytes()
-    return head + values.astype(values.dtype.newbyteorder(">")).tobytes()
-
-
-def write_mnist(root: Path) -> np.ndarray:
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 40), ("t10k", 20)):
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        drawn = DRAW.integers(0, 256, (count, 28, 28), np.uint8)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(drawn, 8))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels, 8))
-        if part == "train":
-            train = drawn
-    return train
 
 
 def write_qmnist(root: Path) -> None:
@@ -170,7 +152,7 @@ def test_mnist_is_grey_and_not_mirrored(tmp_path: Path) -> None:
 
 def test_sets_that_are_in_memory_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
     write_mnist(tmp_path / "one")
-    write_mnist(tmp_path / "two")
+    write_mnist(tmp_path / "two", seed=1)
     one, two = (source("MNIST", tmp_path / name).load() for name in ("one", "two"))
     assert one.train.version != two.train.version
     assert one.train.fingerprint != two.train.fingerprint

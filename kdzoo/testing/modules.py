@@ -1,0 +1,181 @@
+"""What the checks ask of anything that computes with tensors: losses, adapters and models."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kdzoo.testing.checks import ContractError, require
+from kdzoo.training.checkpoint import load_tensors, refuse_more_than_data
+
+__all__ = [
+    "close",
+    "on_a_gpu",
+    "refuse_stray_tensors",
+    "refuse_unregistered",
+    "same",
+    "seeded",
+    "stored",
+]
+
+T = TypeVar("T")
+
+
+def seeded(seed: int, work: Callable[[], T]) -> T:
+    """What ``work`` answers under a seed of torch's global generator, which is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return work()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal, bit by bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and (one == other or one != one)
+
+
+def close(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
+    """Whether two tensors are equal but for rounding, on the scale of their largest number."""
+    scale = max(float(one.detach().abs().max()), float(other.detach().abs().max()), 1e-3)
+    return one.shape == other.shape and bool(
+        torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * scale)
+    )
+
+
+def stored(what: str, state: Any) -> Any:
+    """A state that was written to a file and read again, as a checkpoint is.
+
+    Raises:
+        PluginError: it holds more than data.
+    """
+    refuse_more_than_data(what, state)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "state.pt"
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        file.write_bytes(buffer.getvalue())
+        return load_tensors(file)
+
+
+def refuse_unregistered(module: nn.Module, answer: Tensor, given: Iterable[Tensor]) -> None:
+    """Hold what an answer depends on against the module's registered parameters.
+
+    Args:
+        module: after a forward pass in train mode.
+        answer: what it answered.
+        given: what it was given.
+
+    Raises:
+        ContractError: a parameter is not registered, or is not used.
+    """
+    registered = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    allowed = {id(tensor) for tensor in given}
+    reached = {id(leaf): leaf for leaf in _leaves(answer)}
+    for key, leaf in reached.items():
+        require(
+            key in registered or key in allowed,
+            f"its answer depends on a tensor {tuple(leaf.shape)} that requires a gradient and is "
+            "no registered parameter: keep an nn.Parameter as an attribute, and modules in an "
+            "nn.ModuleList rather than in a list",
+        )
+    for key, name in registered.items():
+        require(key in reached, f"its parameter {name} is never used in the forward pass")
+
+
+def refuse_stray_tensors(module: nn.Module, but: frozenset[str] = frozenset()) -> None:
+    """Hold the tensors that a module and its parts keep against its registered ones.
+
+    Args:
+        module: after a forward pass.
+        but: attributes of the module itself that may hold tensors.
+
+    Raises:
+        ContractError: a tensor is kept that ``.to(device)`` would leave behind.
+    """
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name in ("_parameters", "_buffers", "_modules") or (not path and name in but):
+                continue
+            for tensor in _tensors(value):
+                where = f"{path}.{name}" if path else name
+                raise ContractError(
+                    f"{where} holds a tensor {tuple(tensor.shape)} that is no buffer, and so stays "
+                    "behind when the rest moves to another device: use register_buffer"
+                )
+
+
+def on_a_gpu(
+    module: nn.Module, call: Callable[[torch.device], tuple[Any, ...]], lead: str
+) -> Tensor:
+    """A module's answer on a simulated GPU: the shapes and devices are true, the numbers are not.
+
+    Args:
+        module: whose parameters and buffers are simulated too.
+        call: from the device to the arguments of the module's forward pass.
+        lead: the beginning of what is said if it fails.
+
+    Raises:
+        ContractError: tensors of two devices meet, or a number is waited for.
+    """
+    device = torch.device("cuda")
+    with FakeTensorMode(), torch.no_grad():
+        state = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        }
+        try:
+            answer: Tensor = torch.func.functional_call(module, state, call(device))
+        except Exception as error:  # torch has many of them for this
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise ContractError(
+                f"{lead} on a GPU (simulated): {type(error).__name__}: {reason}\n"
+                "    New tensors need a device=, what is kept must be a buffer, and .item(), "
+                "bool() and selecting by a mask wait for the device in every step."
+            ) from error
+    require(
+        answer.device.type == "cuda", f"its answer is on {answer.device} where its inputs are not"
+    )
+    return answer
+
+
+def _leaves(answer: Tensor) -> Iterator[Tensor]:
+    """The tensors that would get a gradient from ``answer.backward()``."""
+    seen = {answer.grad_fn}
+    nodes = [answer.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            yield variable
+        following = [after for after, _ in node.next_functions if after not in seen]
+        seen.update(following)
+        nodes += following
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,351 @@
+"""The checks of class policies."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdzoo.distill.distiller import Distiller
+from kdzoo.distill.terms import Term
+from kdzoo.errors import SpecError
+from kdzoo.extend.bases import ClassPolicy, Loss
+from kdzoo.extend.contracts import (
+    Batch,
+    ClassWeights,
+    Floats,
+    Outputs,
+    PolicySetting,
+    TeachingCurves,
+)
+from kdzoo.testing.checks import Checks, ContractError, require
+from kdzoo.testing.modules import same, seeded, stored
+from kdzoo.testing.scene import IMAGE, Labels
+
+__all__ = ["PolicyChecks"]
+
+_CLASSES = tuple("abcdefghij")
+_EPOCHS = 15
+
+
+class PolicyChecks(Checks[ClassPolicy]):
+    """What is asked of a class policy.
+
+    It decides about ten classes, "a" to "j", in runs of 15 epochs.
+    """
+
+    base = ClassPolicy
+
+    def valid_weights(self) -> None:
+        """Whatever the curves, each class gets two finite weights that are not below 0."""
+        for what, curves in _stories():
+            policy = self._policy(has_baseline=curves.baseline is not None)
+            if policy is None:
+                continue
+            _require_valid(policy.initial(len(_CLASSES)), "initial")
+            try:
+                answers = _play(policy, curves)
+            except Exception as error:
+                raise ContractError(
+                    f"curves with {what}: it raised {type(error).__name__}: {error}"
+                ) from error
+            for weights in answers:
+                _require_valid(weights, f"update, on curves with {what},")
+
+    def settings(self) -> None:
+        """It works, or refuses with a SpecError in ``setup``, whatever the run is like."""
+        for has_baseline in (True, False):
+            for teacher, label in ((0.9, 0.1), (100.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
+                what = f"terms that weigh {teacher} and {label}, baseline: {has_baseline}"
+                try:
+                    policy = self._policy(
+                        has_baseline=has_baseline, teacher_weight=teacher, label_weight=label
+                    )
+                except Exception as error:
+                    raise ContractError(
+                        f"setup for {what} raised {type(error).__name__}: {error}; refuse with a "
+                        "kdzoo.SpecError"
+                    ) from error
+                if policy is None:
+                    continue
+                curves = _curves() if has_baseline else replace(_curves(), baseline=None)
+                try:
+                    answers = [policy.initial(len(_CLASSES)), *_play(policy, curves)]
+                except Exception as error:
+                    raise ContractError(
+                        f"{what}: it raised {type(error).__name__}: {error}; refuse with a "
+                        "kdzoo.SpecError in setup"
+                    ) from error
+                for weights in answers:
+                    _require_valid(weights, f"{what}: it")
+
+    def pure(self) -> None:
+        """The same curves give the same answers, whatever the seed of any generator."""
+        answers = []
+        for seed in (1, 2):
+            states = random.getstate(), np.random.get_state()
+            random.seed(seed)
+            np.random.seed(seed)
+            try:
+                policy = self._usual()
+                answers.append(seeded(seed, lambda policy=policy: _play(policy, _curves())))  # type: ignore[misc]
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
+        require(
+            _alike(*answers),
+            "it answers otherwise when the same curves are shown again: draw nothing, and read no "
+            "clock",
+        )
+
+    def instances(self) -> None:
+        """Two policies at once know nothing of each other."""
+        stories = _curves(), _curves(seed=1)
+        alone = [_play(self._usual(), curves) for curves in stories]
+        policies = [self._usual() for _ in stories]
+        beside: list[list[ClassWeights]] = [[], []]
+        for pair in zip(*map(_played, policies, stories), strict=True):
+            for answers, weights in zip(beside, pair, strict=True):
+                answers.append(copy.deepcopy(weights))
+        require(
+            all(map(_alike, alone, beside)),
+            "it answers otherwise while another instance is at work",
+        )
+
+    def leaves_the_curves_alone(self) -> None:
+        """It changes nothing of the curves, which others see too."""
+        policy, curves = self._usual(), _curves()
+        for epochs in range(1, _EPOCHS + 1):
+            shown = _first(curves, epochs)
+            policy.update(shown)
+            require(_equal(shown, _first(curves, epochs)), "it changed the curves in place")
+
+    def answers_stay(self) -> None:
+        """What it has answered is not changed by what it decides later."""
+        policy = self._usual()
+        answers = [policy.initial(len(_CLASSES))]
+        before = copy.deepcopy(answers)
+        for weights in _played(policy, _curves()):
+            answers.append(weights)
+            before.append(copy.deepcopy(weights))
+        require(_alike(answers, before), "it changed an array that it had answered: answer a copy")
+
+    def state_dict(self) -> None:
+        """Its state is plain data, and another instance that took it has the same."""
+        policy = self._usual()
+        for _ in _played(policy, _curves()):
+            state = stored("its state", policy.state_dict())
+            require(same(state, policy.state_dict()), "asking for its state changes it")
+            fresh = self._usual()
+            fresh.load_state_dict(state)
+            require(same(state, fresh.state_dict()), "another instance does not take all its state")
+
+    def resume(self) -> None:
+        """A run that is cut off after any epoch goes on with the same answers."""
+        whole = _play(self._usual(), _curves())
+        policy, answers = self._usual(), []
+        history: list[ClassWeights] = []
+        for epochs in range(1, _EPOCHS + 1):
+            weights = policy.update(_shown(_curves(), epochs, history))
+            answers.append(copy.deepcopy(weights))
+            history.append(answers[-1])
+            state = copy.deepcopy(policy.state_dict())
+            policy = self._usual()
+            policy.load_state_dict(state)
+        require(
+            _alike(whole, answers),
+            "a policy that goes on from its state answers otherwise: what update needs beside the "
+            "curves must be in state_dict",
+        )
+
+    def copies(self) -> None:
+        """A deep copy goes its own way."""
+        policy = self._usual()
+        played = _played(policy, _curves())
+        for _ in range(_EPOCHS // 2):
+            next(played)
+        try:
+            copied = copy.deepcopy(policy)
+        except Exception as error:
+            raise ContractError(f"it cannot be copied: {type(error).__name__}: {error}") from error
+        before = copy.deepcopy(policy.state_dict())
+        _play(copied, _curves(seed=1))
+        require(same(before, policy.state_dict()), "it shares its state with a deep copy")
+
+    def in_a_distiller(self) -> None:
+        """It decides in a Distiller, beside a term of the teacher's and one of the labels."""
+        policy = self._make()
+        networks = [
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, len(_CLASSES)))
+            for _ in range(2)
+        ]
+        inputs, targets = torch.rand(20, *IMAGE), torch.arange(20) % len(_CLASSES)
+        try:
+            distiller = Distiller(
+                networks[0],
+                networks[1],
+                [Term("labels", Labels(), 0.1), Term("teacher", _Teacher(), 0.9)],
+                example=inputs[:2],
+                classes=_CLASSES,
+                num_samples=20,
+                policy=policy,
+                baseline=_curves().baseline,
+            )
+        except SpecError as error:
+            raise ContractError(f"it refuses an ordinary run: {error}") from error
+        for _ in range(_EPOCHS):
+            distiller.train()
+            total = distiller(inputs, targets).total
+            require(bool(total.isfinite()), "the total became NaN or infinite under its weights")
+            distiller.end_epoch()
+
+    # What the checks are made of.
+
+    def _policy(
+        self,
+        *,
+        has_baseline: bool = True,
+        teacher_weight: float = 0.9,
+        label_weight: float = 0.1,
+    ) -> ClassPolicy | None:
+        """A policy after its setup; ``None`` if it refuses."""
+        policy = self._make()
+        try:
+            policy.setup(PolicySetting(_CLASSES, has_baseline, teacher_weight, label_weight))
+        except SpecError:
+            return None
+        return policy
+
+    def _usual(self) -> ClassPolicy:
+        policy = self._policy()
+        if policy is None:
+            raise ContractError(
+                "it refuses an ordinary run: one with a teacher, labels and a baseline"
+            )
+        return policy
+
+
+class _Teacher(Loss):
+    """Squared difference of the logits."""
+
+    name = "kdzoo-testing-teacher"
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
+        """See :meth:`kdzoo.Loss.forward`."""
+        return (student.logits - teacher.logits).square().mean(1)
+
+
+def _curves(seed: int = 0) -> TeachingCurves:
+    """All epochs of a student that learns some classes well, and loses others on the way."""
+    draw = np.random.default_rng(seed)
+    epochs = np.arange(1, _EPOCHS + 1)[:, None]
+    shape = (_EPOCHS, len(_CLASSES))
+    heights = draw.uniform(0.5, 0.95, len(_CLASSES))
+    baseline = heights * (1 - np.exp(-epochs / 3)) + draw.normal(0, 0.01, shape)
+    behind = np.where(np.arange(len(_CLASSES)) % 4 == 1 + seed, 0.03 * epochs, 0.0)
+    return TeachingCurves(
+        samples=np.full(shape, 100.0),
+        student=(baseline - behind).clip(0, 1),
+        teacher=np.tile(draw.uniform(0.7, 1.0, len(_CLASSES)), (_EPOCHS, 1)),
+        agreement=draw.uniform(0.3, 0.9, shape),
+        divergence=draw.uniform(0.1, 3.0, shape),
+        predicted=draw.uniform(60, 140, shape),
+        teacher_weight=np.ones(shape),
+        label_weight=np.ones(shape),
+        baseline=baseline.clip(0, 1),
+    )
+
+
+_MEANS = ("student", "teacher", "agreement", "divergence")
+
+
+def _stories() -> Iterator[tuple[str, TeachingCurves]]:
+    """Curves of many kinds, and what is special about them."""
+    usual = _curves()
+    yield "nothing special", usual
+    yield "no baseline", replace(usual, baseline=None)
+    for what, gone in (
+        ("a class that has no samples", np.s_[:, 3]),
+        ("classes that have samples from the fifth epoch on", np.s_[:4, 2:6]),
+        ("no samples in the last epochs", np.s_[10:]),
+        ("no samples at all", np.s_[:]),
+    ):
+        broken = {name: getattr(usual, name).copy() for name in ("samples", *_MEANS)}
+        broken["samples"][gone] = 0
+        for name in _MEANS:
+            broken[name][gone] = np.nan
+        yield what, replace(usual, **broken)
+    unknown = np.full_like(usual.student, np.nan)
+    yield "no teacher", replace(usual, teacher=unknown, agreement=unknown, divergence=unknown)
+    yield "a baseline that is not known", replace(usual, baseline=unknown)
+    yield "a student that knows nothing", replace(usual, student=0 * usual.student)
+    yield "a student that knows everything", replace(usual, student=0 * usual.student + 1)
+    yield "classes that are never answered", replace(usual, predicted=0 * usual.predicted)
+    yield "an infinite divergence", replace(usual, divergence=usual.divergence + np.inf)
+
+
+def _first(curves: TeachingCurves, epochs: int) -> TeachingCurves:
+    """Copies of the first epochs of all curves."""
+    known = {field.name: getattr(curves, field.name) for field in fields(curves)}
+    parts: dict[str, Any] = {k: v[:epochs].copy() for k, v in known.items() if v is not None}
+    return TeachingCurves(**parts)
+
+
+def _shown(curves: TeachingCurves, epochs: int, history: Sequence[ClassWeights]) -> TeachingCurves:
+    """What the policy sees after an epoch: its own past weights are in it."""
+    shown = _first(curves, epochs)
+    for epoch, weights in enumerate(history[: epochs - 1], 1):
+        shown.teacher_weight[epoch] = weights.teacher
+        shown.label_weight[epoch] = weights.label
+    return shown
+
+
+def _played(policy: ClassPolicy, curves: TeachingCurves) -> Iterator[ClassWeights]:
+    """Its answers, epoch by epoch."""
+    history: list[ClassWeights] = []
+    for epochs in range(1, _EPOCHS + 1):
+        weights = policy.update(_shown(curves, epochs, history))
+        history.append(copy.deepcopy(weights))
+        yield weights
+
+
+def _play(policy: ClassPolicy, curves: TeachingCurves) -> list[ClassWeights]:
+    """Copies of all its answers."""
+    return [copy.deepcopy(weights) for weights in _played(policy, curves)]
+
+
+def _require_valid(weights: Any, who: str) -> None:
+    require(
+        isinstance(weights, ClassWeights),
+        f"{who} answered {type(weights).__name__}; it must be kdzoo.ClassWeights",
+    )
+    for which in ("teacher", "label"):
+        values: Floats = np.asarray(getattr(weights, which), dtype=np.float64)
+        require(
+            values.shape == (len(_CLASSES),),
+            f"{who} answered {which} weights of shape {values.shape}; it must be one a class",
+        )
+        require(
+            bool(np.isfinite(values).all() and (values >= 0).all()),
+            f"{who} answered {which} weights that are negative, NaN or infinite: {values.tolist()}",
+        )
+
+
+def _alike(one: Sequence[ClassWeights], other: Sequence[ClassWeights]) -> bool:
+    return len(one) == len(other) and all(
+        np.array_equal(getattr(a, which), getattr(b, which))
+        for a, b in zip(one, other, strict=True)
+        for which in ("teacher", "label")
+    )
+
+
+def _equal(one: TeachingCurves, other: TeachingCurves) -> bool:
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name), equal_nan=True)
+        for field in fields(one)
+    )

@@ -1,0 +1,219 @@
+"""The conformance kit's two doors: a class of pytest's for each component, and a plain function."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+
+from kdzoo.errors import did_you_mean
+from kdzoo.extend.component import Component
+from kdzoo.testing.adapters import AdapterChecks
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, Result
+from kdzoo.testing.datasets import DatasetChecks
+from kdzoo.testing.losses import LossChecks
+from kdzoo.testing.models import ModelChecks
+from kdzoo.testing.observers import ObserverChecks
+from kdzoo.testing.policies import PolicyChecks
+
+__all__ = ["KINDS", "conformance", "run_checks"]
+
+KINDS: dict[str, type[Checks[Any]]] = {
+    checks.base.kind: checks
+    for checks in (
+        LossChecks,
+        AdapterChecks,
+        PolicyChecks,
+        ModelChecks,
+        DatasetChecks,
+        ObserverChecks,
+    )
+}
+"""The checks of each kind of component."""
+
+Entry = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def conformance(
+    component: type[Component],
+    *,
+    entry: Entry = MappingProxyType({}),
+    expected_failures: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
+) -> Callable[[_Class], _Class]:
+    """Make a class a suite of tests: each check of the component's kind is one of them.
+
+    ::
+
+        @kdzoo.testing.conformance(LogitMSE)
+        class TestLogitMSE:
+            pass
+
+    The tests are called ``test_`` and the check's name. Those that take seconds carry pytest's
+    mark ``slow``. A suite of which nothing ran, since no check applied or all were expected to
+    fail, does not pass.
+
+    Args:
+        component: the class to be checked.
+        entry: what a spec says of it beside ``use``: its params, a loss's ``layers`` and
+            ``adapter``. Or a function from an empty directory to that, for a component that reads
+            files.
+        expected_failures: by a check's name, the reason why the component fails it. A check that is
+            expected to fail, and does not, is a failure.
+        options: what else the checks of its kind take: ``shapes`` for losses and adapters,
+            ``input_shape`` and ``num_classes`` for models.
+
+    Raises:
+        TypeError: an argument, or the class, is not what it must be.
+    """
+    plan = _Plan(component, entry, expected_failures, options)
+
+    def decorate(cls: _Class) -> _Class:
+        if not isinstance(cls, type):
+            raise TypeError(f"decorate a class with conformance, not {cls!r}")
+        if "<locals>" in cls.__qualname__ or cls.__init__ is not object.__init__:  # type: ignore[misc]
+            raise TypeError(
+                f"{cls.__qualname__}: pytest finds only classes at the top of a module, without "
+                "an __init__"
+            )
+        for name, check in plan.checks.methods():
+            if hasattr(cls, f"test_{name}"):
+                raise TypeError(f"{cls.__name__}: test_{name} is a check's; choose another name")
+            test = plan.as_test(name, check)
+            test.__name__ = f"test_{name}"
+            test.__qualname__ = f"{cls.__qualname__}.test_{name}"
+            test.__module__ = cls.__module__
+            setattr(cls, f"test_{name}", test)
+        setattr(cls, "__test__", True)  # noqa: B010 whatever pytest is told that classes of tests are called
+        return cls
+
+    return decorate
+
+
+def run_checks(
+    component: type[Component],
+    *,
+    entry: Entry = MappingProxyType({}),
+    expected_failures: Mapping[str, str] = MappingProxyType({}),
+    checks: Collection[str] | None = None,
+    **options: Any,
+) -> list[Result]:
+    """The same without pytest: what came of each check, in their order.
+
+    Args:
+        component: as for :func:`conformance`.
+        entry: as there.
+        expected_failures: as there.
+        checks: the names of those to run; by default all but those that take seconds.
+        options: as there.
+
+    Raises:
+        TypeError: an argument is not what it must be.
+    """
+    plan = _Plan(component, entry, expected_failures, options)
+    for name in checks or ():
+        plan.refuse_unknown(name)
+    results = []
+    for name, check in plan.checks.methods():
+        if not _is_slow(check) if checks is None else name in checks:
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(plan.run(name, Path(folder)))
+    return results
+
+
+class _Plan:
+    """What is checked, and how many of its checks have run."""
+
+    def __init__(
+        self,
+        component: type[Component],
+        entry: Entry,
+        expected: Mapping[str, str],
+        options: Mapping[str, Any],
+    ) -> None:
+        kind = getattr(component, "kind", None)
+        if not isinstance(component, type) or kind not in KINDS:
+            raise TypeError(f"{component!r} is no component: derive it from kdzoo.Loss, ...")
+        self.component = component
+        self.checks = KINDS[kind]
+        inspect.signature(self.checks).bind(component, entry, Path(), **options)
+        self.entry, self.expected, self.options = entry, dict(expected), dict(options)
+        for name, reason in self.expected.items():
+            self.refuse_unknown(name)
+            if not reason.strip():
+                raise TypeError(f"expected_failures: say why {name} fails")
+        self._left = {name for name, check in self.checks.methods() if not _is_slow(check)}
+        self.count = len(self._left)
+        self._ran = 0
+
+    def refuse_unknown(self, name: str) -> None:
+        """Raise a TypeError for a name that is no check's."""
+        names = dict(self.checks.methods())
+        if name not in names:
+            kind = self.component.kind
+            raise TypeError(f'a {kind} has no check "{name}"{did_you_mean(name, names)}')
+
+    def run(self, name: str, folder: Path) -> Result:
+        """One check, with a random state of its own."""
+        reason = self.expected.get(name)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                checks = self.checks(self.component, self.entry, folder, **self.options)
+                getattr(checks, name)()
+        except NotApplicable as why:
+            if reason is None:
+                return Result(name, "not applicable", str(why))
+            return Result(name, "failed", f"is expected to fail, and does not apply: {why}")
+        except Exception as error:
+            if reason is not None:
+                return Result(name, "expected failure", reason)
+            kind = "" if isinstance(error, ContractError) else f"{type(error).__name__}: "
+            return Result(name, "failed", f"{kind}{error}", error)
+        if reason is not None:
+            passed = f"passed, although it is expected to fail ({reason}); expect it no longer"
+            return Result(name, "failed", passed)
+        return Result(name, "passed")
+
+    def as_test(self, name: str, check: Callable[..., None]) -> Callable[..., None]:
+        """The check as a test of pytest's."""
+        import pytest  # here alone: kdzoo itself does not need it
+
+        def test(self: object, tmp_path: Path) -> None:
+            result = plan.run(name, tmp_path)
+            if plan.ends_empty(result):
+                pytest.fail(
+                    f"{plan.component.__name__}: of its {plan.count} checks none ran but that of "
+                    "its class: they do not apply, or are expected to fail",
+                    pytrace=False,
+                )
+            if result.status == "expected failure":
+                pytest.xfail(result.reason)
+            if result.status == "not applicable":
+                pytest.skip(f"{plan.component.__name__}: {result.reason}")
+            if result.cause is not None and not isinstance(result.cause, ContractError):
+                raise result.cause  # with the place where the component raised it
+            if result.status == "failed":
+                pytest.fail(f"{plan.component.__name__}: {result.reason}", pytrace=False)
+
+        plan = self
+        test.__doc__ = check.__doc__
+        return pytest.mark.slow(test) if _is_slow(check) else test
+
+    def ends_empty(self, result: Result) -> bool:
+        """Whether this was the last of all checks, and nothing that the component does was looked
+        at in any of them."""
+        self._left.discard(result.check)
+        self._ran += result.check != "contract" and result.status in ("passed", "failed")
+        return not self._left and not self._ran
+
+
+def _is_slow(check: Callable[..., None]) -> bool:
+    return getattr(check, "slow", False)

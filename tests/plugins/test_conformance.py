@@ -1,0 +1,86 @@
+"""Every bundled component is held to what anybody's is, by the same kit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import write_mnist, write_pictures
+
+from kdzoo.extend.hookspecs import HOOKS
+from kdzoo.extend.registry import BUNDLED, registry
+from kdzoo.testing import conformance
+
+
+def folders(folder: Path) -> dict[str, Any]:
+    return {"root": str(write_pictures(folder / "pictures")), "size": 12}
+
+
+def mnist(folder: Path) -> dict[str, Any]:
+    write_mnist(folder / "data")
+    return {"dataset": "MNIST", "root": str(folder / "data")}
+
+
+MAP, LARGER, SMALLER = (6, 8, 8), (6, 16, 16), (6, 3, 3)
+SHAPES: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "identity": [(MAP, MAP), ((7,), (7,))],
+    "linear": [((5,), (9,)), ((16, 5), (16, 9))],
+    "pool": [(LARGER, MAP), (MAP, SMALLER), ((6, 9, 5), (6, 2, 5))],
+    "conv1x1": [(MAP, (9, 8, 8)), (LARGER, (3, 8, 8)), (MAP, (4, 3, 3))],
+    "regressor": [
+        (MAP, (9, 8, 8)),
+        (MAP, (9, 4, 4)),
+        (MAP, (9, 16, 16)),
+        (MAP, (9, 3, 3)),
+        ((6, 9, 5), (4, 2, 5)),
+    ],
+    "tokens": [
+        ((17, 6), (9, 4, 4)),
+        ((16, 6), (9, 8, 8)),
+        ((65, 6), (9, 4, 4)),
+        (MAP, (17, 9)),
+        (MAP, (65, 9)),
+        (MAP, (145, 9)),
+        ((17, 6), (65, 9)),
+        ((66, 6), (17, 9)),
+    ],
+}
+FOUND = [
+    (base.kind, name)
+    for base in HOOKS.values()
+    for name in registry().names(base.kind)
+    if registry().owner(registry().find(base.kind, name)).distribution == BUNDLED
+]
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("loss", "crd"): {"entry": {"negatives": 24}},  # all there are: whatever is drawn is the same
+    ("policy", "fixed"): {"entry": {"classes": ["b", "j"]}},
+    ("model", "torchvision"): {"entry": {"model": "resnet18"}, "input_shape": (3, 32, 32)},
+    ("model", "timm"): {"entry": {"model": "test_resnet"}, "input_shape": (3, 32, 32)},
+    ("dataset", "image-folder"): {"entry": folders},
+    ("dataset", "torchvision"): {"entry": mnist},
+    **{("adapter", name): {"shapes": shapes} for name, shapes in SHAPES.items()},
+}
+
+# Deeper than a sibling, and else the same.
+DEEPER = {
+    *("resnet44", "resnet56", "resnet110", "resnet32x4"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "wrn_40_1", "wrn_40_2"),
+}
+
+
+def suite(kind: str, name: str) -> type:
+    tests = type(f"Test {kind} {name}", (), {"__module__": __name__})
+    if name in DEEPER:
+        tests = pytest.mark.slow(tests)
+    small = {"input_shape": (3, 8, 8)} if kind == "model" else {}
+    settings = small | SETTINGS.get((kind, name), {})
+    return conformance(registry().find(kind, name), **settings)(tests)
+
+
+globals().update({f"Test {kind} {name}": suite(kind, name) for kind, name in FOUND})
+
+
+def test_nothing_bundled_is_left_out() -> None:
+    assert len(FOUND) > 40
+    assert set(SETTINGS) <= set(FOUND)

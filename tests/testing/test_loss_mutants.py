@@ -1,0 +1,463 @@
+"""For each check of a loss a broken one that it catches, and where possible no other check does."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from proving import caught, quick
+from torch import Tensor, distributed, nn
+
+import kdzoo
+from kdzoo.testing import processes, run_checks
+from kdzoo.testing.losses import LossChecks
+
+COSTLY = {"compiled", "two_processes"}  # of these only the mutants that are meant for them
+QUICK = quick(LossChecks, but=COSTLY)
+
+
+class Sound(kdzoo.Loss):
+    """Squared differences of logits and of maps that a convolution has brought over."""
+
+    name = "sound"
+    default_layers = (kdzoo.LayerPair(student=1, teacher=1),)
+
+    def setup(
+        self,
+        student_shapes: kdzoo.Shapes,
+        teacher_shapes: kdzoo.Shapes,
+        num_classes: int,
+        num_samples: int,
+    ) -> None:
+        channels = [shapes.features[1][0] for shapes in (student_shapes, teacher_shapes)]
+        self.map = nn.Conv2d(*channels, 1)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        mapped = self.map(student.features[1]).float()
+        maps = (mapped - teacher.features[1].float()).square().flatten(1).mean(1)
+        return maps + (student.logits.float() - teacher.logits.float()).square().mean(1)
+
+
+class Undescribed(Sound):
+    """A parameter has no description."""
+
+    class Params(kdzoo.Params):
+        scale: float = 1.0
+
+
+class Squeezed(Sound):
+    """A single sample loses its dimension."""
+
+    def forward(self, *given: Any) -> Tensor:
+        return super().forward(*given).squeeze()
+
+
+class AsksTheTeacher(Sound):
+    """Wants a gradient of the teacher's logits."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        teacher.logits.requires_grad_()
+        return super().forward(student, teacher, batch)
+
+
+class Spare(Sound):
+    """Has a layer that is never used."""
+
+    def setup(self, *given: Any) -> None:
+        super().setup(*given)
+        self.spare = nn.Linear(2, 2)
+
+
+class InAList(Sound):
+    """Keeps its layer where torch does not look."""
+
+    def setup(self, *given: Any) -> None:
+        super().setup(*given)
+        self.layers_ = [self.map]
+        del self.map
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        mapped = self.layers_[0](student.features[1]).float()
+        return (mapped - teacher.features[1].float()).square().flatten(1).mean(1)
+
+
+class Late(Sound):
+    """Makes a layer in the first step, when the optimizer is there already."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(1, 1)
+        rows = super().forward(student, teacher, batch)
+        return rows + self.late(rows[:, None])[:, 0]
+
+
+class PlainTensor(Sound):
+    """Keeps its last values in a tensor that is no buffer."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        self.last = rows.detach()
+        return rows
+
+
+class InPlace(Sound):
+    """Centres the student's logits where they lie."""
+
+    def forward(self, student: kdzoo.Outputs, *given: Any) -> Tensor:
+        student.logits.sub_(student.logits.mean(1, keepdim=True))
+        return super().forward(student, *given)
+
+
+class InPlaceOnTheTeacher(Sound):
+    """Centres the teacher's logits where they lie."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        teacher.logits.sub_(teacher.logits.mean(1, keepdim=True))
+        return super().forward(student, teacher, batch)
+
+
+class RemembersEvaluation(Sound):
+    """Keeps a mean of its values in eval mode too."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        self.mean.mul_(0.9)
+        self.mean.add_(1)
+        return rows
+
+
+class ReadsIndices(Sound):
+    """Reads the rows' numbers and does not say so."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        return super().forward(student, teacher, batch) * (1 + batch.indices % 3)
+
+
+class ReadsTargets(Sound):
+    """Reads the classes of the training set and does not say so."""
+
+    def setup(self, *given: Any) -> None:
+        super().setup(*given)
+        assert self.targets is not None
+        self.samples = len(self.targets)
+
+
+class Reseeds(Sound):
+    """Seeds the generator that others draw from."""
+
+    def forward(self, *given: Any) -> Tensor:
+        torch.manual_seed(0)
+        return super().forward(*given)
+
+
+class DrawsElsewhere(Sound):
+    """Draws from a generator that the engine does not seed."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        return rows * (1 + random.random()) if self.training else rows
+
+
+class ObjectInState(Sound):
+    """Its state holds more than data."""
+
+    def get_extra_state(self) -> Any:
+        return {"file": Path("banks")}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class Uncopyable(Sound):
+    """Holds what cannot be copied."""
+
+    def setup(self, *given: Any) -> None:
+        super().setup(*given)
+        self.lock = threading.Lock()
+
+
+class SharesWithItsCopy(Sound):
+    """Its copy writes into its buffer."""
+
+    def __deepcopy__(self, memo: Any) -> SharesWithItsCopy:
+        copied = type(self)(self.params)
+        copied.__dict__ = {**self.__dict__}
+        return copied
+
+    def forward(self, *given: Any) -> Tensor:
+        if self.training:
+            self.mean.add_(1)
+        return super().forward(*given)
+
+
+class Forgets(Sound):
+    """Counts its steps in a number that is not saved."""
+
+    steps = 0
+
+    def forward(self, *given: Any) -> Tensor:
+        if self.training:
+            self.steps += 1
+        return super().forward(*given) * (1 + 0.1 * self.steps if self.training else 1)
+
+
+class WeightsItsRows(Sound):
+    """Applies the policy's weights, which the engine then applies again."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        return super().forward(student, teacher, batch) * batch.weights
+
+
+class Pairs(kdzoo.Loss):
+    """Compares the similarities of all pairs, and weights each partner."""
+
+    name = "pairs"
+    invariances = frozenset({"identity", "duplication", "permutation"})
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        s, t = (outputs.logits.float() / 100 for outputs in (student, teacher))
+        apart = ((s @ s.T) - (t @ t.T)).abs()
+        return (apart * self.partners(batch.weights)).sum(1) / self.count(batch)
+
+    def partners(self, weights: Tensor) -> Tensor:
+        return weights
+
+    def count(self, batch: kdzoo.Batch) -> Any:
+        return len(batch.targets)
+
+
+class ForgetsPartners(Pairs):
+    """Does not weight them."""
+
+    def partners(self, weights: Tensor) -> Tensor:
+        return torch.ones_like(weights)
+
+
+class AnotherDenominator(Pairs):
+    """Divides by what the partners weigh together."""
+
+    def count(self, batch: kdzoo.Batch) -> Any:
+        return batch.weights.sum()
+
+
+class OneFewer(Pairs):
+    """Divides by the number of the other samples, and declares that it does not matter."""
+
+    def count(self, batch: kdzoo.Batch) -> Any:
+        return max(len(batch.targets) - 1, 1)
+
+
+class Neighbours(kdzoo.Loss):
+    """Compares each sample with the one after it, and declares that the order does not matter."""
+
+    name = "neighbours"
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        s, t = (outputs.logits.float() for outputs in (student, teacher))
+        apart = ((s - s.roll(1, 0)) - (t - t.roll(1, 0))).square().mean(1)
+        return apart * batch.weights.roll(1, 0)
+
+
+class NotZero(Sound):
+    """Declares that it is 0 for equal outputs, but its layer is not an adapter."""
+
+    invariances = frozenset({"identity", "duplication", "permutation"})
+
+
+class NotBlind(Sound):
+    """Declares that a constant in a row of logits does not matter."""
+
+    invariances = frozenset({"shift", "duplication", "permutation"})
+
+
+class Views(Sound):
+    """Takes maps apart with view."""
+
+    def forward(self, student: kdzoo.Outputs, *given: Any) -> Tensor:
+        feature = student.features[1]
+        return super().forward(student, *given) + 0 * feature.view(len(feature), -1).mean(1)
+
+
+class Exponentials(Sound):
+    """Leaves the range of all numbers."""
+
+    def forward(self, student: kdzoo.Outputs, *given: Any) -> Tensor:
+        spread = student.logits.float().exp().sum(1)
+        return super().forward(student, *given) + spread / (1 + spread)
+
+
+class HalfSquares(Sound):
+    """Squares before it goes to single precision."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        rows = super().forward(student, teacher, batch)
+        difference = student.logits - teacher.logits
+        return rows + (difference * difference).float().mean(1)
+
+
+class AnswersInHalf(Sound):
+    """Answers in the precision of the logits."""
+
+    def forward(self, student: kdzoo.Outputs, *given: Any) -> Tensor:
+        return super().forward(student, *given).clamp(max=1e4).to(student.logits.dtype)
+
+
+class KnowsTwoTypes(Sound):
+    """Has a constant for single and one for half precision."""
+
+    def forward(self, student: kdzoo.Outputs, *given: Any) -> Tensor:
+        small = {torch.float32: 1e-7, torch.float16: 1e-3}[student.logits.dtype]
+        return super().forward(student, *given) + small
+
+
+class OnTheCpu(Sound):
+    """Makes a tensor where the others need not be."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        return rows + torch.zeros(len(rows), dtype=rows.dtype)
+
+
+class Waits(Sound):
+    """Reads a number back in each step."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        return rows if rows.sum().item() > 0 else 2 * rows
+
+
+class Explodes(Sound):
+    """Is NaN in its second epoch."""
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        rows = super().forward(student, teacher, batch)
+        return rows * float("nan") if batch.progress >= 1 else rows
+
+
+class Peeks(Sound):
+    """Calls itself a label loss, and reads the teacher."""
+
+    guidance = "label"
+
+
+class OtherWhenCompiled(Sound):
+    """Is another function in a compiled step."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        return 2 * rows if torch.compiler.is_compiling() else rows
+
+
+class BreaksTheGraph(Sound):
+    """Looks at a file in each step."""
+
+    def forward(self, *given: Any) -> Tensor:
+        open(__file__).close()
+        return super().forward(*given)
+
+
+class OwnBank(Sound):
+    """Remembers a mean of this process's samples alone."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        if self.training:
+            self.mean.copy_(rows.detach().mean())
+        return rows
+
+
+class WaitsInVain(Sound):
+    """The first process waits for what the second does not send."""
+
+    def forward(self, *given: Any) -> Tensor:
+        rows = super().forward(*given)
+        if distributed.is_initialized() and distributed.get_rank() == 0:
+            distributed.recv(torch.zeros(()), src=1)
+        return rows
+
+
+EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
+    (Undescribed, "contract"),
+    (Squeezed, "one_value_a_sample"),
+    (AsksTheTeacher, "gradients"),
+    (Spare, "parameters"),
+    (PlainTensor, "buffers"),
+    (InPlace, "leaves_its_inputs_alone"),
+    (InPlaceOnTheTeacher, "leaves_its_inputs_alone"),
+    (RemembersEvaluation, "evaluation"),
+    (ReadsIndices, "declared_needs"),
+    (Reseeds, "deterministic"),
+    (ObjectInState, "state_dict"),
+    (Uncopyable, "copies"),
+    (SharesWithItsCopy, "copies"),
+    (Forgets, "resume"),
+    (WeightsItsRows, "class_weights"),
+    (ForgetsPartners, "class_weights"),
+    (OneFewer, "duplication"),
+    (Neighbours, "permutation"),
+    (NotZero, "identity"),
+    (NotBlind, "shift"),
+    (Views, "channels_last"),
+    (HalfSquares, "half_precision"),
+    (KnowsTwoTypes, "bfloat16"),
+    (OnTheCpu, "device"),
+    (Waits, "device"),
+    (Explodes, "alone"),
+]
+OF_TRAINING = {"alone", "resume", "state_dict", "copies"}  # these train in a Distiller
+SEVERAL: list[tuple[type[kdzoo.Loss], set[str]]] = [
+    (Exponentials, {"single_precision", "half_precision", "bfloat16"}),
+    (AnswersInHalf, {"half_precision", "bfloat16"}),
+    (AnotherDenominator, {"class_weights"}),
+    (DrawsElsewhere, {"declared_needs", "deterministic", "resume"}),
+    (ReadsTargets, {"declared_needs", *OF_TRAINING}),
+    (Peeks, OF_TRAINING),
+    (InAList, {"parameters", "state_dict", "resume", "device"}),
+    (Late, {"parameters", "state_dict", "resume", "device", "half_precision"}),
+]
+
+
+@pytest.mark.parametrize("sound", [Sound, Pairs])
+def test_what_is_sound_passes_every_check(sound: type[kdzoo.Loss]) -> None:
+    assert caught(sound) == set()
+
+
+@pytest.mark.parametrize(("mutant", "check"), EXACTLY)
+def test_one_check_alone_catches_it(mutant: type[kdzoo.Loss], check: str) -> None:
+    assert caught(mutant, checks=QUICK) == {check}
+
+
+@pytest.mark.parametrize(("mutant", "checks"), SEVERAL)
+def test_these_checks_catch_it(mutant: type[kdzoo.Loss], checks: set[str]) -> None:
+    assert caught(mutant, checks=QUICK) == checks
+
+
+@pytest.mark.parametrize("mutant", [OtherWhenCompiled, BreaksTheGraph])
+def test_a_compiled_step_catches_it(mutant: type[kdzoo.Loss]) -> None:
+    assert caught(mutant, checks=[*QUICK, "compiled"]) == {"compiled"}
+
+
+def test_two_processes_catch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caught(OwnBank, checks=[*QUICK, "two_processes"]) == {"two_processes"}
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_ANSWERING", 2.0)
+        (result,) = run_checks(WaitsInVain, checks=["two_processes"])
+    assert "one waits for what the other never sends" in result.reason
+    assert caught(Sound, checks=["two_processes"]) == set()  # a new pair was started
+
+
+@pytest.mark.slow
+def test_the_real_compiler_catches_it() -> None:
+    assert caught(Sound, checks=["compiled_for_real"]) == set()
+    assert caught(OtherWhenCompiled, checks=["compiled_for_real"]) == {"compiled_for_real"}
+
+
+def test_every_check_is_proved() -> None:
+    """Large numbers that single precision cannot hold, no other can: it is caught with them."""
+    alone = {check for _, check in EXACTLY}
+    assert alone | {"single_precision"} == set(QUICK)

@@ -1,0 +1,236 @@
+"""For each check of an observer a broken one that it catches, and where possible no other does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from proving import caught, quick
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import kdzoo
+from kdzoo.testing.observers import ObserverChecks
+
+EVERY = quick(ObserverChecks, but=set())
+
+
+class Sound(kdzoo.Observer):
+    """Writes a line for each epoch into a file, and knows how far it is written."""
+
+    name = "sound"
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.file = open(self.place(run) / "epochs.txt", "ab")  # noqa: SIM115
+        size, done = self.file.tell(), state["bytes"] if state else 0
+        if size < done:
+            raise kdzoo.RunError("lines are missing")
+        self.file.truncate(done)
+        self.file.seek(0, 2)
+
+    def place(self, run: kdzoo.RunInfo) -> Path:
+        return run.directory
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.file.write(f"{record.epoch} {record.scalars['lr']}\n".encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        self.file.flush()
+        return {"bytes": self.file.tell()}
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        self.file.close()
+
+
+class Undescribed(Sound):
+    """A parameter has no description."""
+
+    class Params(kdzoo.Params):
+        lines: int = 4
+
+
+class WantsValidation(Sound):
+    """Reads an accuracy that not every run has."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        if "accuracy/teacher" in record.scalars:
+            assert record.scalars["accuracy/validation"] > 0
+
+
+class WantsSuccess(Sound):
+    """Is not prepared for a run that is interrupted before its first epoch."""
+
+    last: kdzoo.EpochRecord | None = None
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.last = record
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        assert self.last is not None
+
+
+class StateOfArrays(Sound):
+    """Its state holds more than data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "when": np.float64(0.5)}
+
+
+class CountsCheckpoints(Sound):
+    """Its state changes when it is asked for."""
+
+    asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.asked += 1
+        return {**super().state_dict(), "asked": self.asked}
+
+
+class NotFlushed(Sound):
+    """Says how far it has written before it is written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.file.tell()}
+
+
+class RoundsValues(Sound):
+    """Writes into the arrays that it is shown."""
+
+    def steps(self, run: kdzoo.RunInfo, first: int, values: Mapping[str, Any]) -> None:
+        for series in values.values():
+            series.round(0, out=series)
+            series += 1
+
+
+class ClosesGaps(Sound):
+    """Writes into the curves that it is shown."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        record.curves.student[:] = 0
+
+
+class OneForAll(Sound):
+    """Its memory belongs to the class."""
+
+    seen: ClassVar[list[int]] = []
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.seen.clear()
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.seen.append(record.epoch)
+        self.file.write(f"{len(self.seen):0{len(self.seen)}}\n".encode())
+
+
+class Elsewhere(Sound):
+    """Writes into the working directory too."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        Path("last-run.txt").write_text(run.name)
+
+
+class BesideTheRun(Sound):
+    """Writes beside the run directory."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        (run.directory.parent / "last-run.txt").write_text(run.name)
+
+
+class LeavesOpen(Sound):
+    """Does not close its file."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        self.kept.append(self.file)
+        self.file.flush()
+
+    kept: ClassVar[list[Any]] = []
+
+
+class LeavesAThread(Sound):
+    """Its thread goes on."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.stop.clear()
+        threading.Thread(target=self.stop.wait, args=(10,), daemon=True).start()
+
+    stop: ClassVar = threading.Event()
+
+
+class Interferes(Sound):
+    """Changes the learning rate through the back door."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.hook = register_optimizer_step_pre_hook(self.halve)
+
+    def halve(self, optimizer: torch.optim.Optimizer, *given: Any) -> None:
+        optimizer.param_groups[0]["lr"] *= 0.5
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        self.hook.remove()
+
+
+class MoreThreads(Sound):
+    """Gives torch another thread."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        if run.name == "told":
+            torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+EXACTLY: list[tuple[type[kdzoo.Observer], str]] = [
+    (Undescribed, "contract"),
+    (WantsValidation, "whole_runs"),
+    (WantsSuccess, "errors"),
+    (CountsCheckpoints, "state_dict"),
+    (NotFlushed, "restarts"),
+    (RoundsValues, "leaves_what_it_sees_alone"),
+    (ClosesGaps, "leaves_what_it_sees_alone"),
+    (OneForAll, "two_at_once"),
+    (Elsewhere, "writes_in_its_directory"),
+    (BesideTheRun, "writes_in_its_directory"),
+    (LeavesOpen, "closes"),
+    (LeavesAThread, "closes"),
+    (Interferes, "in_a_run"),
+    (MoreThreads, "leaves_torch_alone"),
+]
+
+
+def test_what_is_sound_passes_every_check() -> None:
+    assert caught(Sound) == set()
+
+
+@pytest.mark.parametrize(("mutant", "check"), EXACTLY)
+def test_one_check_alone_catches_it(
+    mutant: type[kdzoo.Observer], check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        assert caught(mutant) == {check}
+    finally:
+        torch.set_num_threads(threads)
+        LeavesAThread.stop.set()
+
+
+def test_a_state_that_is_more_than_data_cannot_be_gone_on_from() -> None:
+    assert caught(StateOfArrays) == {"state_dict", "restarts", "in_a_run"}
+
+
+def test_every_check_is_proved() -> None:
+    assert {check for _, check in EXACTLY} == set(EVERY)

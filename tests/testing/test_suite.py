@@ -1,0 +1,220 @@
+"""The kit as pytest's tests and as a function: names, expected failures, and nothing run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdzoo
+from kdzoo.testing import conformance, run_checks
+from kdzoo.testing.suite import KINDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "testing-a-plugin.md"
+
+COMPONENTS = '''
+import kdzoo
+import kdzoo.testing
+
+
+class LogitMSE(kdzoo.Loss):
+    """Regress the teacher's logits."""
+
+    name = "my-logit-mse"
+
+    def forward(self, student, teacher, batch):
+        return (student.logits.float() - teacher.logits.float()).square().mean(1)
+
+
+class Weighted(LogitMSE):
+    """Applies the class weights itself."""
+
+    def forward(self, student, teacher, batch):
+        return super().forward(student, teacher, batch) * batch.weights
+
+
+class Raises(LogitMSE):
+    """Has a mistake in it."""
+
+    def forward(self, student, teacher, batch):
+        return student.logit
+
+
+class Never(kdzoo.ClassPolicy):
+    """Cannot be used."""
+
+    name = "my-never"
+
+    def update(self, curves):
+        raise ValueError("never")
+
+'''
+
+
+SUITES = """
+from kdzoo.testing.policies import PolicyChecks
+
+failing = {name: "never" for name, _ in PolicyChecks.methods() if name != "contract"}
+
+
+@kdzoo.testing.conformance(LogitMSE)
+class Whatever:
+    def test_own(self):
+        pass
+
+
+@kdzoo.testing.conformance(Weighted)
+class TestWeighted:
+    pass
+
+
+@kdzoo.testing.conformance(Raises)
+class TestRaises:
+    pass
+
+
+@kdzoo.testing.conformance(Weighted, expected_failures={"class_weights": "by design"})
+class TestExpected:
+    pass
+
+
+@kdzoo.testing.conformance(LogitMSE, expected_failures={"class_weights": "by design"})
+class TestUnexpected:
+    pass
+
+
+@kdzoo.testing.conformance(Never, expected_failures=failing)
+class TestNothing:
+    pass
+"""
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says of these suites, in a project that has no settings of its own."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "test_mine.py").write_text(COMPONENTS + SUITES)
+    (folder / "my_package").mkdir()
+    (loss,) = (code for code in blocks(ROOT / "README.md") if "class LogitMSE" in code)
+    (folder / "my_package" / "logit_mse.py").write_text(loss)
+    (suite,) = (code for code in blocks(PAGE) if "class TestLogitMSE" in code)
+    (folder / "test_shown.py").write_text(suite)
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-W", "ignore"]
+    some = "Nothing or test_own or value or shift or weights or gradients"
+    chosen = ["-k", f"{some} or (shown and not processes and not compiled)", "-m", "not slow"]
+    done = subprocess.run(
+        [*command, *chosen], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    listed = [*command, "--collect-only", "-k", "Whatever and for_real", "-m", "slow"]
+    slow = subprocess.run(
+        listed, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    return done.stdout + slow.stdout
+
+
+def test_each_check_is_a_test_whatever_its_class_is_called(said: str) -> None:
+    assert "PASSED test_mine.py::Whatever::test_one_value_a_sample" in said
+    assert "PASSED test_mine.py::Whatever::test_own" in said
+    assert "it does not declare the invariance shift" in said
+    assert "\ntest_mine.py::Whatever::test_compiled_for_real\n" in said
+
+
+def test_the_page_shows_what_passes(said: str) -> None:
+    assert "PASSED test_shown.py::TestLogitMSE::test_what_only_this_loss_does" in said
+    assert said.count("PASSED test_shown.py::TestLogitMSE::") == 21
+    assert "FAILED test_shown.py" not in said
+
+
+def test_the_page_lists_every_check() -> None:
+    shown = re.findall(r"^\| `(\w+)`( \(slow\))? \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    wanted = [
+        (name, " (slow)" * getattr(check, "slow", False), " ".join((check.__doc__ or "").split()))
+        for checks in KINDS.values()
+        for name, check in checks.methods()
+    ]
+    assert shown == [(name, slow, said.replace("``", "`")) for name, slow, said in wanted]
+
+
+def test_a_failure_says_what_would_be_right(said: str) -> None:
+    assert "Weighted: its rows depend on batch.weights; the engine applies row i's" in said
+    assert "PASSED test_mine.py::TestWeighted::test_gradients" in said
+
+
+def test_a_mistake_is_shown_where_it_is(said: str) -> None:
+    assert "return student.logit\n" in said
+    assert "AttributeError: 'Outputs' object has no attribute 'logit'" in said
+
+
+def test_expected_failures_must_fail(said: str) -> None:
+    assert "XFAIL test_mine.py::TestExpected::test_class_weights - by design" in said
+    assert "FAILED test_mine.py::TestUnexpected::test_class_weights" in said
+    assert "passed, although it is expected to fail (by design); expect it no longer" in said
+
+
+def test_a_suite_in_which_nothing_ran_is_not_green(said: str) -> None:
+    assert "FAILED test_mine.py::TestNothing::test_in_a_distiller" in said
+    assert "none ran but that of its class" in said
+    assert said.count("FAILED test_mine.py::TestNothing") == 1
+
+
+class Sound(kdzoo.Loss):
+    """Squared difference of the logits."""
+
+    name = "sound-in-suite"
+
+    def forward(self, student, teacher, batch):
+        return (student.logits.float() - teacher.logits.float()).square().mean(1)
+
+
+def test_without_pytest() -> None:
+    results = run_checks(Sound, checks=["gradients", "shift", "resume"])
+    assert [(r.check, r.status) for r in results] == [
+        ("gradients", "passed"),
+        ("resume", "passed"),
+        ("shift", "not applicable"),
+    ]
+    (result,) = run_checks(Sound, checks=["shift"], expected_failures={"shift": "why not"})
+    assert (result.status, "does not apply" in result.reason) == ("failed", True)
+    (result,) = run_checks(Sound, checks=["gradients"], entry={"temperature": 2})
+    assert "entry" in result.reason or "unknown parameter" in result.reason
+
+
+def test_importing_the_kit_needs_no_pytest() -> None:
+    program = "import sys, kdzoo.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"component": int}, "is no component: derive it from kdzoo.Loss"),
+        ({"shape": 3}, "unexpected keyword argument 'shape'|too many|got an unexpected"),
+        ({"expected_failures": {"shifts": "x"}}, 'no check "shifts"; did you mean "shift"'),
+        ({"expected_failures": {"shift": " "}}, "say why shift fails"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(arguments: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        conformance(**{"component": Sound, **arguments})
+
+
+def test_classes_that_pytest_would_not_find() -> None:
+    class Hidden:
+        pass
+
+    with pytest.raises(TypeError, match="only classes at the top of a module"):
+        conformance(Sound)(Hidden)
+    named = type("Named", (), {"test_shift": 1})
+    with pytest.raises(TypeError, match="test_shift is a check's"):
+        conformance(Sound)(named)
+    with pytest.raises(TypeError, match="decorate a class"):
+        conformance(Sound)(len)  # type: ignore[type-var]
