@@ -15,6 +15,7 @@ from kdzoo.extend.bases import Adapter
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow
 from kdzoo.testing.modules import (
     close,
+    compiled,
     on_a_gpu,
     refuse_stray_tensors,
     refuse_unregistered,
@@ -303,8 +304,7 @@ class AdapterChecks(Checks[Adapter]):
         plain, other = self._adapter(student, teacher), self._adapter(student, teacher)
         torch.compiler.reset()
         try:
-            module = torch.compile(other, fullgraph=True, backend=backend)
-            got = module(_feature(student))
+            got = compiled(other, backend)(_feature(student))
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise ContractError(

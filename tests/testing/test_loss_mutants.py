@@ -381,6 +381,41 @@ class WaitsInVain(Sound):
         return rows
 
 
+class Hint(kdzoo.Loss):
+    """Squared difference of an adapted map and one of another layer."""
+
+    name = "hint"
+    default_layers = (kdzoo.LayerPair(student=0, teacher="blocks.3"),)
+    default_adapter = "conv1x1"
+    invariances = frozenset({"identity", "duplication", "permutation"})
+
+    def setup(
+        self,
+        student_shapes: kdzoo.Shapes,
+        teacher_shapes: kdzoo.Shapes,
+        num_classes: int,
+        num_samples: int,
+    ) -> None:
+        (pair,) = self.layers
+        shapes = student_shapes.features[pair.student], teacher_shapes.features[pair.teacher]
+        self.adapter = self.new_adapter(*shapes)
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        (pair,) = self.layers
+        adapted = self.adapter(student.features[pair.student]).float()
+        return (adapted - teacher.features[pair.teacher].float()).square().flatten(1).mean(1)
+
+
+class Noisy(Hint):
+    """Adds noise to what the teacher says."""
+
+    invariances = frozenset()
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        rows = super().forward(student, teacher, batch)
+        return rows * (1 + torch.rand_like(rows))
+
+
 EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
     (Undescribed, "contract"),
     (Squeezed, "one_value_a_sample"),
@@ -422,9 +457,18 @@ SEVERAL: list[tuple[type[kdzoo.Loss], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("sound", [Sound, Pairs])
+@pytest.mark.parametrize("sound", [Sound, Pairs, Noisy])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.Loss]) -> None:
     assert caught(sound) == set()
+
+
+def test_layers_and_adapters_of_other_shapes() -> None:
+    tokens: dict[str, Any] = {
+        "entry": {"adapter": "linear", "layers": {"student": 7, "teacher": "penultimate"}},
+        "shapes": {7: ((16, 8), (1,)), "penultimate": ((1,), (16, 12))},
+    }
+    assert caught(Hint, checks=QUICK) == set()
+    assert caught(Hint, checks=QUICK, **tokens) == set()
 
 
 @pytest.mark.parametrize(("mutant", "check"), EXACTLY)
@@ -453,7 +497,7 @@ def test_two_processes_catch_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_real_compiler_catches_it() -> None:
-    assert caught(Sound, checks=["compiled_for_real"]) == set()
+    assert caught(Noisy, checks=["compiled_for_real"]) == set()
     assert caught(OtherWhenCompiled, checks=["compiled_for_real"]) == {"compiled_for_real"}
 
 
