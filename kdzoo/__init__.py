@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from kdzoo.extend.hookspecs import hookimpl as hookimpl
     from kdzoo.extend.registry import register as register
     from kdzoo.pipeline import Run as Run
+    from kdzoo.pipeline import Study as Study
     from kdzoo.pipeline import load_student as load_student
     from kdzoo.pipeline import run as run
+    from kdzoo.pipeline import run_study as run_study
     from kdzoo.report.summary import Report as Report
     from kdzoo.spec.models import Spec as Spec
     from kdzoo.spec.read import read_spec as read_spec
@@ -101,7 +103,7 @@ _HOMES = {
     "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
     "kdzoo.extend.registry": ["register"],
     "kdzoo.report.summary": ["Report"],
-    "kdzoo.pipeline": ["Run", "load_student", "run"],
+    "kdzoo.pipeline": ["Run", "Study", "load_student", "run", "run_study"],
     "kdzoo.spec.models": ["Spec"],
     "kdzoo.spec.read": ["read_spec"],
 }

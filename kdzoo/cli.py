@@ -8,11 +8,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdzoo.errors import KdzooError
+
+if TYPE_CHECKING:
+    from kdzoo.pipeline import Run, Study
 
 __all__ = ["app", "main"]
 
@@ -72,37 +75,33 @@ def run(
     ] = False,
 ) -> None:
     """Do what a spec says; continue it if it was cut off."""
-    from rich.console import Console
-
     import kdzoo
-    from kdzoo.report.summary import summary_lines, summary_table
+    from kdzoo.spec.read import read_study
 
     _add(plugin)
     try:
-        done = kdzoo.run(spec, settings or (), runs=runs, fresh=fresh)
+        specs = read_study(spec, settings or ())
+        if len(specs) == 1:
+            _show_run(kdzoo.run(specs[0], runs=runs, fresh=fresh))
+        else:
+            _show_study(kdzoo.run_study(spec, settings or (), runs=runs, fresh=fresh))
     except KeyboardInterrupt:
         message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
         print(f"\n{message}", file=sys.stderr)
         raise typer.Exit(130) from None
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    console.print(summary_table(done.report))
-    console.print()
-    for line in summary_lines(done.report):
-        console.print(line)
-    console.print(f"\nRun directory:  {done.directory}")
-    console.print(f"Report:         {done.directory / 'report.html'}")
-    console.print(f"TensorBoard:    tensorboard --logdir {runs}")
+    print(f"TensorBoard:    tensorboard --logdir {runs}")
 
 
 @app.command()
 def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = None) -> None:
     """Check a spec without running it."""
-    import kdzoo
+    from kdzoo.spec.read import read_study
 
     _add(plugin)
-    checked = kdzoo.read_spec(spec, settings or ())
-    print(f'{spec}: is a valid spec ("{checked.name}", {checked.epochs} epochs)')
+    checked = read_study(spec, settings or ())
+    count = "" if len(checked) == 1 else f"{len(checked)} runs, "
+    epochs = sum(run.epochs for run in checked)
+    print(f'{spec}: is a valid spec ("{checked[0].name}", {count}{epochs} epochs)')
 
 
 @app.command()
@@ -209,13 +208,57 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the report on several runs goes.")
+    ] = Path("report"),
 ) -> None:
-    """Write the page of a finished run again, and the table of its classes."""
+    """Write a finished run's page again; put several runs side by side."""
     from kdzoo.report.page import write_run_page
+    from kdzoo.report.study_page import write_study
     from kdzoo.training.directory import RunDirectory
 
-    print(f"Wrote {write_run_page(RunDirectory(run))}")
+    directories = [RunDirectory(run) for run in runs]
+    if len(directories) == 1:
+        page = write_run_page(directories[0])
+    else:
+        write_study(output, directories)
+        page = RunDirectory(output).page
+    print(f"Wrote {page}")
+
+
+def _show_run(done: Run) -> None:
+    from rich.console import Console
+
+    from kdzoo.report.summary import summary_lines, summary_table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(summary_table(done.report))
+    console.print()
+    for line in summary_lines(done.report):
+        console.print(line)
+    console.print(f"\nRun directory:  {done.directory}")
+    console.print(f"Report:         {done.directory / 'report.html'}")
+
+
+def _show_study(done: Study) -> None:
+    from rich.console import Console
+
+    from kdzoo.errors import RunError
+    from kdzoo.report.study_page import study_lines, study_table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(study_table(done.report))
+    console.print()
+    for line in study_lines(done.report):
+        console.print(line)
+    console.print(f"\nReport:         {done.directory / 'report.html'}")
+    if done.failures:
+        reasons = "\n    ".join(str(failure) for failure in done.failures)
+        some = "1 run failed, and is" if len(done.failures) == 1 else "several runs failed, and are"
+        raise RunError(f"{some} in no table:\n    {reasons}")
 
 
 def main() -> None:

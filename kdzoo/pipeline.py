@@ -20,18 +20,27 @@ from kdzoo.data.load import load_images
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
 from kdzoo.distill.terms import Term, make_loss, set_up_policy
-from kdzoo.errors import CheckpointError, RunError, SpecError
+from kdzoo.errors import (
+    CheckpointError,
+    KdzooError,
+    LockedError,
+    NonFiniteError,
+    RunError,
+    SpecError,
+)
 from kdzoo.extend.bases import ClassPolicy, DataSource, Loss, ModelSource, Observer
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
 from kdzoo.report.page import write_run_page
+from kdzoo.report.study import StudyReport
+from kdzoo.report.study_page import write_study
 from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
-from kdzoo.spec.read import dump_spec, read_spec
+from kdzoo.spec.read import dump_spec, read_spec, read_study
 from kdzoo.training.answers_file import read_answers, write_answers
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.correction import fit_correction
@@ -45,7 +54,7 @@ from kdzoo.training.weights import NetworkRecipe, load_weights
 
 _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
 
-__all__ = ["Run", "evaluate_run", "load_student", "run"]
+__all__ = ["Run", "Study", "evaluate_run", "load_student", "run", "run_study"]
 
 log = logging.getLogger("kdzoo")
 
@@ -63,6 +72,23 @@ class Run:
 
     directory: Path
     report: Report
+
+
+@dataclass(frozen=True)
+class Study:
+    """Finished runs of one spec.
+
+    Attributes:
+        directory: where the report on all of them is.
+        report: what came out.
+        runs: the runs that were finished.
+        failures: why the others were not.
+    """
+
+    directory: Path
+    report: StudyReport
+    runs: tuple[Run, ...]
+    failures: tuple[KdzooError, ...]
 
 
 def run(
@@ -88,14 +114,58 @@ def run(
     """
     resolved = read_spec(spec, overrides)
     registry().warn_of_broken()
-    threads = torch.get_num_threads()
-    if resolved.threads is not None:
-        torch.set_num_threads(resolved.threads)
-    try:
-        with torch.random.fork_rng():
-            return _Session(Path(runs), resolved).do(resolved, "student", fresh=fresh)
-    finally:
-        torch.set_num_threads(threads)
+    with _threads(resolved):
+        return _Session(Path(runs), resolved).do(resolved, "student", fresh=fresh)
+
+
+def run_study(
+    spec: str | Path | Mapping[str, Any] | Spec,
+    overrides: Iterable[str] = (),
+    *,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+) -> Study:
+    """Do all runs that a spec with ``seeds`` or ``sweep`` stands for, and put them side by side.
+
+    Each is a run as :func:`run` does it; what is finished is found again. A run that another
+    process is working on is left for the end. One whose numbers became infinite is left out.
+
+    Args:
+        spec: a YAML file, or the same as a mapping.
+        overrides: ``key.path=value`` each, as with ``--set``.
+        runs: the directory of all run directories; that of the study will be among them.
+        fresh: start all these runs over; finished teachers and baselines are still used.
+
+    Raises:
+        KdzooError: see :mod:`kdzoo.errors`.
+    """
+    specs = read_study(spec, overrides)
+    registry().warn_of_broken()
+    sessions = _Sessions(Path(runs))
+    _try_settings(sessions, specs)
+    done: dict[int, Run] = {}
+    failures: list[KdzooError] = []
+    postponed: list[tuple[int, Spec]] = []
+    for number, one in enumerate(specs, 1):
+        log.info("run %d of %d: seed %d", number, len(specs), one.seed)
+        try:
+            done[number] = sessions.do(one, fresh=fresh)
+        except LockedError:
+            log.info("another process is working on it; it is left for the end")
+            postponed.append((number, one))
+        except NonFiniteError as error:
+            failures.append(error)
+            log.warning("run %d of %d failed: %s", number, len(specs), error)
+    for number, one in postponed:
+        done[number] = sessions.do(one, wait=True)
+    finished = tuple(done[number] for number in sorted(done))
+    if not finished:
+        raise RunError(f"no run of {len(specs)} was finished; the first failed so:\n{failures[0]}")
+    identities = [sessions.of(one).identity(one) for one in specs]
+    identity = hashlib.sha256("".join(identities).encode()).hexdigest()[:10]
+    directory = Path(runs) / f"{specs[0].name}-study-{identity}"
+    report = write_study(directory, [RunDirectory(one.directory) for one in finished])
+    return Study(directory, report, finished, tuple(failures))
 
 
 def load_student(directory: str | Path) -> Network:
@@ -154,15 +224,22 @@ class _Session:
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
 
-    def do(self, spec: Spec, role: Role, *, fresh: bool = False) -> Run:
-        """One run, from wherever it was left to its report."""
+    def do(self, spec: Spec, role: Role, *, fresh: bool = False, wait: bool = False) -> Run:
+        """One run, from wherever it was left to its report.
+
+        Args:
+            spec: the run's.
+            role: what its student is.
+            fresh: start it over.
+            wait: wait for another process that is working on it; teachers and baselines always do.
+        """
         directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
         if not fresh and directory.finished:
             return self._found(directory, role)
         # All parts are put together before anything is trained, so that whatever does not fit is
         # found at once and not after the teacher.
         plan = _Plan(self, spec, role)
-        with directory.locked(wait=role != "student"), _disk_errors(directory):
+        with directory.locked(wait=wait or role != "student"), _disk_errors(directory):
             if fresh:
                 directory.clear()
             elif directory.finished:  # by the process that had the lock
@@ -232,6 +309,51 @@ class _Session:
         decides["code"] = registry().local_code(set(_uses(decides)))
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class _Sessions:
+    """The sessions of a command of several runs: one for each device that they ask for."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._sessions: dict[tuple[str, int | None], _Session] = {}
+
+    def of(self, spec: Spec) -> _Session:
+        key = spec.device, spec.data.workers
+        if key not in self._sessions:
+            self._sessions[key] = _Session(self.runs, spec)
+        return self._sessions[key]
+
+    def do(self, spec: Spec, *, fresh: bool = False, wait: bool = False) -> Run:
+        with _threads(spec):
+            return self.of(spec).do(spec, "student", fresh=fresh, wait=wait)
+
+
+def _try_settings(sessions: _Sessions, specs: Iterable[Spec]) -> None:
+    """Put each setting together once, so that the last cell's mistake does not wait for the first
+    cell's hours."""
+    tried = set()
+    for spec in specs:
+        key = dump_spec(spec.model_copy(update={"seed": 0}))
+        session = sessions.of(spec)
+        directory = RunDirectory.at(session.runs, spec.name, session.identity(spec))
+        if key not in tried and not directory.finished:
+            with _threads(spec):
+                _Plan(session, spec, "student")
+        tried.add(key)
+
+
+@contextlib.contextmanager
+def _threads(spec: Spec) -> Iterator[None]:
+    """The spec's number of threads; that, and the caller's random state, are put back."""
+    threads = torch.get_num_threads()
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Plan:

@@ -14,6 +14,7 @@ from torch import nn
 
 from kdzoo.extend.bases import DataSource
 from kdzoo.extend.registry import registry
+from kdzoo.spec.read import read_study
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -23,10 +24,17 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_spec_explained_line_by_line_is_the_starter() -> None:
-    (shown,) = blocks("yaml")
+    shown, _ = blocks("yaml")
     yaml = YAML(typ="safe", pure=True)
     starters = registry().find(DataSource.kind, "digits").starters
     assert yaml.load(shown) == yaml.load(starters["digits"])
+
+
+def test_the_keys_for_several_runs_are_read_as_shown() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    starter, several = (yaml.load(block) for block in blocks("yaml"))
+    del starter["seed"]
+    assert len(read_study({**starter, **several})) == 5 * 2 * 2
 
 
 def test_the_plain_loop_runs_as_shown() -> None:

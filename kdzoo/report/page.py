@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import functools
 import hashlib
 import io
@@ -145,7 +146,7 @@ def write_run_page(directory: RunDirectory) -> Path:
         environment=_text(directory.environment),
         plugins=_plugins(directory.environment),
     )
-    directory.write(directory.table, as_csv(rows))
+    directory.write(directory.table, as_csv(ClassRow, rows))
     directory.write(directory.page, content)
     return directory.page
 
@@ -162,22 +163,19 @@ def render(template: str, **values: Any) -> bytes:
     return page.encode()
 
 
-def as_csv(rows: Sequence[Any]) -> bytes:
-    """Lines of dataclass instances, with their fields as columns; what is unknown is empty."""
+def as_csv(line: type[Any], rows: Iterable[Any]) -> bytes:
+    """Instances of a dataclass, with its fields as columns; what is unknown is empty."""
     stream = io.StringIO()
-    columns = list(vars(rows[0]))
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([field.name for field in dataclasses.fields(line)])
     writer.writerows([["" if v is None else v for v in vars(row).values()] for row in rows])
     return stream.getvalue().encode()
 
 
 def reach(rows: Iterable[Interval]) -> float:
-    """How far an axis must go to both sides of 0 for all intervals: a whole number of 5 points."""
-    ends = [
-        abs(end) for row in rows for end in (row.low, row.difference, row.high) if end is not None
-    ]
-    return min(max(math.ceil(max(ends, default=0.05) * 20 - 1e-9) / 20, 0.05), 1.0)
+    """How far an axis must go to both sides of 0 for all intervals: a whole number of 10 points."""
+    ends = [abs(end) for row in rows for end in (row.low, row.difference, row.high) if end]
+    return min(max(math.ceil(max(ends, default=0.0) * 10 - 1e-9), 1), 10) / 10
 
 
 def _class_rows(report: Report, taught: Mapping[str, str]) -> list[ClassRow]:

@@ -18,6 +18,7 @@ __all__ = [
     "BestValidation",
     "Comparison",
     "Confusion",
+    "Record",
     "Report",
     "Score",
     "notes",
@@ -28,11 +29,17 @@ __all__ = [
 _CONFUSIONS = 30
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is written as JSON."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
 
+    def as_json(self) -> bytes:
+        """The file's content."""
+        return self.model_dump_json(indent=1).encode()
 
-class Score(_Record):
+
+class Score(Record):
     """How one network does on the test images. Shares have six digits: more than a test set tells.
 
     Attributes:
@@ -87,7 +94,7 @@ class Score(_Record):
         )
 
 
-class Confusion(_Record):
+class Confusion(Record):
     """One class answered for another, more often than the baseline does.
 
     Attributes:
@@ -103,7 +110,7 @@ class Confusion(_Record):
     baseline: int
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """The student beside its baseline, on the same test images.
 
     Attributes:
@@ -169,7 +176,7 @@ class Comparison(_Record):
         )
 
 
-class BestValidation(_Record):
+class BestValidation(Record):
     """The epoch with the best validation accuracy; chosen without a look at the test images.
 
     Attributes:
@@ -183,7 +190,7 @@ class BestValidation(_Record):
     test: float
 
 
-class Report(_Record):
+class Report(Record):
     """What came out of a run.
 
     Attributes:
@@ -230,10 +237,6 @@ class Report(_Record):
             raise CheckpointError(
                 f"{path}: is damaged; repeat the run with --fresh, or remove its directory"
             ) from error
-
-    def as_json(self) -> bytes:
-        """The file's content."""
-        return self.model_dump_json(indent=1).encode()
 
     def against_baseline(self) -> tuple[int, int, int]:
         """How many classes are above, below and level with the baseline on the test images."""

@@ -25,7 +25,7 @@ def teacher_spec(spec: Spec) -> Spec | None:
     return spec.model_copy(
         update={
             "name": f"{spec.name}-teacher",
-            "seed": stream(spec.seed, "teacher") if teacher.seed is None else teacher.seed,
+            "seed": teacher.seed if isinstance(teacher.seed, int) else stream(spec.seed, "teacher"),
             "teacher": None,
             "student": ModelEntry(use=teacher.use, normalize=teacher.normalize, **teacher.params),
             "baseline": False,

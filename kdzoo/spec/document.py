@@ -68,6 +68,10 @@ class Document:
         if not equals or not key:
             raise SpecError(f'--set {assignment}: write KEY=VALUE, as in "train.epochs=5"')
         origin = f"--set {assignment}"
+        self.put(key, _scalar(text, origin), origin)
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        """Set what ``key.path`` names; errors about it will say ``origin``."""
         parts = key.split(".")
         parent: Any = self.data
         path: list[str | int] = []
@@ -78,7 +82,7 @@ class Document:
             step = self._step(parent, part, origin, path)
             path.append(step)
             if index == len(parts) - 1:
-                parent[step] = _scalar(text, origin)
+                parent[step] = _copied(value)
             else:
                 child = parent.get(step) if isinstance(parent, dict) else parent[step]
                 parent[step] = child = {} if child is None else child
@@ -89,6 +93,19 @@ class Document:
         for end in range(1, len(path) + 1):
             self._origins.setdefault(tuple(path[:end]), origin)
 
+    def copy(self) -> Document:
+        """Another document with the same content."""
+        other = Document(self.name, self.directory, _copied(self.data))
+        other._origins = dict(self._origins)
+        return other
+
+    def origin(self, path: KeyPath) -> str:
+        """Where a key stands, or else the nearest key around it."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self._origins:
+                return self._origins[path[:end]]
+        return self.name
+
     def error(self, path: KeyPath, message: str, key: str | None = None) -> str:
         """One line: where, which key, what is wrong with it.
 
@@ -97,13 +114,7 @@ class Document:
             message: what is wrong.
             key: point to the line of this key in it.
         """
-        place = path if key is None else (*path, key)
-        for end in range(len(place), -1, -1):
-            origin = self._origins.get(place[:end])
-            if origin is not None:
-                break
-        else:
-            origin = self.name
+        origin = self.origin(path if key is None else (*path, key))
         keys = self._readable(path)
         return f"{origin}: {keys}: {message}" if keys else f"{origin}: {message}"
 

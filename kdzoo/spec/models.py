@@ -186,8 +186,10 @@ class TeacherEntry(ModelEntry):
         (LossEntry.model_validate({"use": "ce", "id": "ce"}),),
         description="What the teacher is trained with.",
     )
-    seed: int | None = Field(
-        None, description="The seed of its run; by default a stream of the spec's own seed."
+    seed: int | Literal["own"] | None = Field(
+        None,
+        description="The seed of its run; by default a stream of the spec's own seed, of the first "
+        "where the spec has `seeds`. own: a teacher of its own for each of them.",
     )
     run: str | None = Field(
         None, description="Another spec, relative to this one: its student is the teacher."

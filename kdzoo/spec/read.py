@@ -17,6 +17,7 @@ from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.component import Params
 from kdzoo.extend.registry import Registry, registry
 from kdzoo.spec.document import Document, KeyPath
+from kdzoo.spec.expand import expand, refuse_several
 from kdzoo.spec.models import (
     KINDS,
     TEACHER_ORIGINS,
@@ -31,7 +32,7 @@ from kdzoo.spec.models import (
 from kdzoo.spec.shorthand import STAGE_KEYS, spell_out, spell_out_stage
 from kdzoo.spec.torch_entries import try_optimizer, try_schedule
 
-__all__ = ["dump_spec", "read_losses", "read_spec"]
+__all__ = ["dump_spec", "read_losses", "read_spec", "read_study"]
 
 _WORDS = {
     "a valid array": "a list",
@@ -66,7 +67,28 @@ def read_spec(
     Raises:
         SpecError: one line a problem: file, line, key, what is wrong, what would be right.
     """
-    return _read(source, overrides, plugins or registry(), ())
+    document, parents = _document(source, overrides)
+    return _spec(document, plugins or registry(), parents)
+
+
+def read_study(
+    source: str | Path | Mapping[str, Any] | Spec, overrides: Iterable[str] = ()
+) -> tuple[Spec, ...]:
+    """Read and check a spec of one run or of several: ``seeds``, and ``sweep`` over any keys.
+
+    Args:
+        source: a YAML file, or the same as a mapping.
+        overrides: ``key.path=value`` each, applied in this order, before ``sweep``.
+
+    Returns:
+        A spec for each run: the cells of the grid in the order of the file, the last key fastest,
+        and of each cell its seeds.
+
+    Raises:
+        SpecError: as :func:`read_spec`; all cells are read before this returns.
+    """
+    document, parents = _document(source, overrides)
+    return tuple(_spec(run, registry(), parents) for run in expand(document))
 
 
 def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, ...]:
@@ -98,12 +120,12 @@ def dump_spec(spec: Spec) -> str:
     return str(stream.getvalue())
 
 
-def _read(
+def _document(
     source: str | Path | Mapping[str, Any] | Spec,
-    overrides: Iterable[str],
-    plugins: Registry,
-    parents: tuple[Path, ...],
-) -> Spec:
+    overrides: Iterable[str] = (),
+    parents: tuple[Path, ...] = (),
+) -> tuple[Document, tuple[Path, ...]]:
+    """A document with its short forms spelt out, and the files that it is read on behalf of."""
     if isinstance(source, Spec):
         document = Document.of(_plain(source))
     elif isinstance(source, Mapping):
@@ -116,6 +138,11 @@ def _read(
     for assignment in overrides:
         document.set(assignment)
         spell_out(document.data)
+    return document, parents
+
+
+def _spec(document: Document, plugins: Registry, parents: tuple[Path, ...]) -> Spec:
+    refuse_several(document)
     short = "stages" not in document.data
     reader = _Reader(document, plugins, short)
     if short:
@@ -338,7 +365,8 @@ class _Reader:
             self.problem(("teacher", "run"), f"the specs refer to each other: {chain}")
             return teacher
         try:
-            other = _read(file, (), self.plugins, parents)
+            document, parents = _document(file, (), parents)
+            other = _spec(document, self.plugins, parents)
         except SpecError as error:
             self.problem(("teacher", "run"), f"{file.name} cannot be used:\n    {error}")
             return teacher

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdzoo.extend.registry import Registry
+from kdzoo.spec.expand import STUDY_KEYS
 from kdzoo.spec.models import KINDS, Spec
 from kdzoo.spec.shorthand import STAGE_KEYS
 from kdzoo.spec.torch_entries import optimizer_names, schedule_names
@@ -29,6 +30,7 @@ def json_schema(plugins: Registry) -> dict[str, Any]:
     train["schedule"] = _torch_entry(train["schedule"], [*schedule_names(), None])
     # The keys of a single stage may stand at the top instead of `stages`.
     schema["properties"] |= {key: stage["properties"][key] for key in STAGE_KEYS}
+    schema["properties"] |= STUDY_KEYS
     schema["required"] = [key for key in schema["required"] if key != "stages"]
     schema["oneOf"] = [{"required": ["stages"]}, {"required": ["train"]}]
     schema["title"] = "kdzoo spec"

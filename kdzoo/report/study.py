@@ -1,0 +1,313 @@
+"""Several runs side by side: what seeds agree on, and what settings change.
+
+Runs whose specs differ in nothing but the seed are one *setting*.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from kdzoo.errors import RunError
+from kdzoo.extend.contracts import Floats
+from kdzoo.report.evidence import (
+    Judgement,
+    Verdict,
+    expected_harm,
+    judge,
+)
+from kdzoo.report.summary import Record, Report, Score
+from kdzoo.spec.document import Document
+from kdzoo.training.directory import RunDirectory
+
+__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport"]
+
+_METRICS = ("accuracy", "balanced_accuracy", "worst_tenth", "top5", "calibration_error")
+_NO_SETTING = {"name", "seed", "observers", "log_every", "device", "threads"}
+
+
+class Spread(Record):
+    """A number over seeds.
+
+    Attributes:
+        mean: its mean.
+        deviation: its standard deviation; ``None`` with one seed.
+        low: the lower end of the 90 % interval of the mean, by Student's t.
+        high: the upper end.
+    """
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one number."""
+        mean, count = float(np.mean(values)), len(values)
+        if count == 1:
+            return cls(mean=mean, deviation=None, low=None, high=None)
+        deviation = float(np.std(values, ddof=1))
+        half = float(stats.t.isf(0.05, count - 1)) * deviation / count**0.5
+        return cls(mean=mean, deviation=deviation, low=mean - half, high=mean + half)
+
+
+class ClassEvidence(Record):
+    """What the seeds of one setting say about one class.
+
+    See :class:`kdzoo.report.evidence.Judgement` for the numbers.
+
+    Attributes:
+        student: the student's mean accuracy.
+        baseline: the baseline's.
+        difference: the mean of student less baseline.
+        low: the lower end of its interval; this and the next four are ``None`` with one seed.
+        high: the upper end.
+        p: the p value of a difference of 0.
+        adjusted: the lowest rate of false discoveries at which the class would be named.
+        visible: the smallest difference that would have been seen.
+        verdict: ``None`` with fewer than five seeds.
+        corrected: the mean difference after both networks' offsets.
+        untaught: in how many of the runs the class was no longer taught at the end.
+    """
+
+    student: float
+    baseline: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    adjusted: float | None
+    visible: float | None
+    verdict: Verdict | None
+    corrected: float | None
+    untaught: int
+
+
+class Setting(Record):
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        name: what tells it from the other settings; empty if there is no other.
+        directories: the run directories, in the order of the seeds.
+        seeds: the seeds.
+        student: the student's accuracy and other numbers, by name.
+        baseline: the same of the baseline; empty without one.
+        difference: the student's accuracy less the baseline's, seed by seed.
+        against_first: the student's accuracy less that of the first setting, seed by seed; ``None``
+            for the first itself, and where no seed is common to both.
+        harm: the expected harm, of all seeds together; of the two networks where there is one seed.
+        capacity_gap: how many parameters the teacher has for each of the student's.
+        classes: the evidence on each class, by name; empty without a baseline.
+    """
+
+    name: str
+    directories: tuple[str, ...]
+    seeds: tuple[int, ...]
+    student: dict[str, Spread]
+    baseline: dict[str, Spread]
+    difference: Spread | None
+    against_first: Spread | None
+    harm: float | None
+    capacity_gap: float | None
+    classes: dict[str, ClassEvidence]
+
+    def count(self, verdict: Verdict) -> int:
+        """How many classes have a verdict."""
+        return sum(evidence.verdict == verdict for evidence in self.classes.values())
+
+
+class StudyReport(Record):
+    """What came out of several runs.
+
+    Attributes:
+        name: the runs' name, or names.
+        settings: one or more.
+    """
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    @classmethod
+    def of(cls, directories: Iterable[RunDirectory]) -> StudyReport:
+        """Put finished runs side by side.
+
+        Raises:
+            RunError: a run is not finished, two are the same but for what does not decide, or they
+                know different classes.
+            CheckpointError: a file is damaged.
+        """
+        results = [_Result.read(directory) for directory in directories]
+        for result in results:
+            if list(result.report.images) != list(results[0].report.images):
+                raise RunError(
+                    f"{results[0].directory.path} and {result.directory.path} have different "
+                    "classes, and cannot be compared"
+                )
+        groups = _grouped(results)
+        names = _names([group[0].spec for group in groups])
+        settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
+        titles = dict.fromkeys(result.report.name for group in groups for result in group)
+        return cls(name=", ".join(titles), settings=tuple(settings))
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A finished run: its directory, its spec as plain data, its report."""
+
+    directory: RunDirectory
+    spec: dict[str, Any]
+    report: Report
+
+    @classmethod
+    def read(cls, directory: RunDirectory) -> _Result:
+        if not directory.finished:
+            raise RunError(f"{directory.path}: holds no finished run; `kdzoo run` finishes one")
+        spec = Document.read(directory.spec).data
+        return cls(directory, spec, Report.read(directory.report))
+
+    @property
+    def seed(self) -> int:
+        return int(self.spec.get("seed", 0))
+
+
+def _grouped(results: Sequence[_Result]) -> list[list[_Result]]:
+    """By setting, in the order in which these come; each by seed."""
+    groups: dict[str, list[_Result]] = {}
+    for result in results:
+        groups.setdefault(json.dumps(_flat(result.spec), sort_keys=True), []).append(result)
+    for group in groups.values():
+        group.sort(key=lambda result: result.seed)
+        for one, other in itertools.pairwise(group):
+            if one.seed == other.seed:
+                raise RunError(
+                    f"{one.directory.path} and {other.directory.path} are of one setting and one "
+                    "seed; name one of the two"
+                )
+    return list(groups.values())
+
+
+def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> Setting:
+    reports = [result.report for result in group]
+    baselines = [report.baseline for report in reports if report.baseline is not None]
+    students = [report.student for report in reports]
+    paired = len(baselines) == len(reports)
+    classes, harm = _evidence(reports) if paired else ({}, None)
+    others = {result.seed: result.report.student.accuracy for result in first}
+    shared = [
+        result.report.student.accuracy - others[result.seed]
+        for result in group
+        if group is not first and result.seed in others
+    ]
+    teacher = reports[0].teacher_parameters
+    return Setting(
+        name=name,
+        directories=tuple(str(result.directory.path) for result in group),
+        seeds=tuple(result.seed for result in group),
+        student=_spreads(students),
+        baseline=_spreads(baselines) if paired else {},
+        difference=Spread.of(
+            [s.accuracy - b.accuracy for s, b in zip(students, baselines, strict=True)]
+        )
+        if paired
+        else None,
+        against_first=Spread.of(shared) if shared else None,
+        harm=harm,
+        capacity_gap=teacher / reports[0].parameters if teacher else None,
+        classes=classes,
+    )
+
+
+def _spreads(scores: Sequence[Score]) -> dict[str, Spread]:
+    values = {metric: [getattr(score, metric) for score in scores] for metric in _METRICS}
+    return {metric: Spread.of(v) for metric, v in values.items() if None not in v}
+
+
+def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], float]:
+    """Each class's evidence, and the expected harm."""
+    comparisons = [report.comparison for report in reports if report.comparison is not None]
+    names = list(reports[0].images)
+    differences = np.array([[c.differences[name] for name in names] for c in comparisons])
+    judged = judge(differences, np.array([reports[0].images[name] for name in names]))
+    harm = comparisons[0].harm if len(reports) == 1 else expected_harm(judged.mean, judged.error)
+    students = _means([report.student.classes for report in reports], names)
+    baselines = _means([r.baseline.classes for r in reports if r.baseline is not None], names)
+    corrected = _means([c.corrected for c in comparisons], names)
+    untaught = [sum(name in report.untaught for report in reports) for name in names]
+    return {
+        name: ClassEvidence(
+            student=float(students[i]),
+            baseline=float(baselines[i]),
+            difference=float(judged.mean[i]),
+            **_numbers(judged, i),
+            verdict=None if judged.verdicts is None else judged.verdicts[i],
+            corrected=None if np.isnan(corrected[i]) else float(corrected[i]),
+            untaught=untaught[i],
+        )
+        for i, name in enumerate(names)
+    }, harm
+
+
+def _numbers(judged: Judgement, number: int) -> dict[str, float | None]:
+    """What a judgement says of one class; ``None`` for what one seed cannot tell."""
+    values = {
+        name: float(getattr(judged, name)[number])
+        for name in ("low", "high", "p", "adjusted", "visible")
+    }
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def _means(columns: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:
+    """(C,), over runs; NaN where a run has none."""
+    table = np.array([[column.get(name, np.nan) for name in names] for column in columns])
+    means: Floats = table.mean(0)
+    return means
+
+
+def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's keys by path, as for ``--set``, without those that make no other setting."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for number, item in enumerate(value):
+                walk(item, f"{path}.{item.get('id') or item.get('use') or number}")
+        else:
+            flat[path] = value
+
+    walk({key: item for key, item in spec.items() if key not in _NO_SETTING}, "")
+    flat.pop("data.workers", None)
+    return flat
+
+
+def _names(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells each setting from the others, as it would be said with ``--set``.
+
+    A component's params are compared among the settings that use the component: where another one
+    is used, its name says enough.
+    """
+    flats = [_flat(spec) for spec in specs]
+    words: list[list[str]] = [[] for _ in flats]
+    for key in dict.fromkeys(key for flat in flats for key in flat):
+        use = f"{key.rpartition('.')[0]}.use"
+        seen: dict[str, set[str]] = {}
+        for flat in flats:
+            component = "" if key == use else json.dumps(flat.get(use))
+            seen.setdefault(component, set()).add(json.dumps(flat.get(key)))
+        differs = {component for component, values in seen.items() if len(values) > 1}
+        for flat, word in zip(flats, words, strict=True):
+            component = "" if key == use else json.dumps(flat.get(use))
+            if key in flat and component in differs:
+                value = flat[key]
+                said = value if isinstance(value, str) else json.dumps(value)
+                word.append(f"{key.removesuffix('.use')}={said}")
+    return [", ".join(word) or ("" if len(flats) == 1 else "as it is") for word in words]

@@ -1,0 +1,206 @@
+"""The page, the table and the files on several runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from kdzoo.errors import RunError
+from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT
+from kdzoo.report.page import as_csv, reach, render
+from kdzoo.report.study import Setting, Spread, StudyReport
+from kdzoo.training.directory import RunDirectory
+
+__all__ = ["study_lines", "study_table", "write_study"]
+
+
+@dataclass(frozen=True)
+class EvidenceRow:
+    """A line of a study's table: a class of a setting."""
+
+    setting: str
+    name: str
+    verdict: str | None
+    difference: float
+    low: float | None
+    high: float | None
+    student: float
+    baseline: float
+    corrected: float | None
+    p: float | None
+    adjusted: float | None
+    visible: float | None
+    untaught: int
+
+
+def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
+    """Write ``report.html``, ``report.json`` and ``report.csv`` on several finished runs.
+
+    Args:
+        directory: where to; it is made.
+        runs: the runs.
+
+    Raises:
+        KdzooError: see :meth:`StudyReport.of`, or a file cannot be written.
+    """
+    report = StudyReport.of(runs)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
+    place = RunDirectory(directory)
+    tables = [
+        sorted(
+            (
+                EvidenceRow(setting.name, name, **dict(evidence))
+                for name, evidence in setting.classes.items()
+            ),
+            key=lambda row: row.difference,
+        )
+        for setting in report.settings
+    ]
+    page = render(
+        "study.html",
+        kind="study",
+        title=report.name,
+        sections=_sections(report),
+        report=report,
+        about=_about(report),
+        tables=[
+            (setting, rows, reach(rows), _said(setting))
+            for setting, rows in zip(report.settings, tables, strict=True)
+        ],
+        capacity=_capacity(report),
+        pages={
+            run: Path(os.path.relpath(Path(run) / place.page.name, directory)).as_posix()
+            for setting in report.settings
+            for run in setting.directories
+        },
+    )
+    place.write(place.report, report.as_json())
+    place.write(place.table, as_csv(EvidenceRow, [row for rows in tables for row in rows]))
+    place.write(place.page, page)
+    return report
+
+
+def study_table(report: StudyReport) -> Table:
+    """The table that a command of several runs ends with."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("setting")
+    for column in ("seeds", "student", "baseline", "difference", "harm", "hurt", "helped"):
+        table.add_column(column, justify="right")
+    for setting in report.settings:
+        judged = bool(setting.classes) and len(setting.seeds) >= SEEDS_FOR_A_VERDICT
+        table.add_row(
+            setting.name or report.name,
+            str(len(setting.seeds)),
+            _spread(setting.student["accuracy"]),
+            _spread(setting.baseline.get("accuracy")),
+            _spread(setting.difference, "+"),
+            "" if setting.harm is None else f"{100 * setting.harm:.1f}",
+            str(setting.count("hurt")) if judged else "",
+            str(setting.count("helped")) if judged else "",
+        )
+    return table
+
+
+def study_lines(report: StudyReport) -> list[str]:
+    """What is said below the table."""
+    lines = ["Accuracies are on the test images, mean and standard deviation over seeds."]
+    several = len(report.settings) > 1
+    return lines + [
+        f"{setting.name}: {_said(setting)}" if several else _said(setting)
+        for setting in report.settings
+    ]
+
+
+def _about(report: StudyReport) -> str:
+    runs = sum(len(setting.directories) for setting in report.settings)
+    seeds = sorted({seed for setting in report.settings for seed in setting.seeds})
+    count = len(report.settings)
+    settings = "One setting" if count == 1 else f"{count} settings"
+    return f"{settings}, {runs} runs, seeds {', '.join(map(str, seeds))}."
+
+
+def _said(setting: Setting) -> str:
+    """The evidence of a setting in one paragraph."""
+    count, classes = len(setting.seeds), len(setting.classes)
+    if not classes:
+        return "There is no baseline to compare with: say `baseline: true`."
+    if count == 1:
+        return "One seed: estimates without verdicts. How much seeds vary is not known."
+    visible = [e.visible for e in setting.classes.values() if e.visible is not None]
+    least = (
+        f"a difference of {100 * np.median(visible):.1f} points (the median class's) would have "
+        "been seen four times out of five"
+    )
+    if count < SEEDS_FOR_A_VERDICT:
+        return (
+            f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. If it "
+            f"were the only one, {least}."
+        )
+    hurt, helped = setting.count("hurt"), setting.count("helped")
+    return (
+        f"{count} seeds: {hurt} classes hurt, {helped} helped, and no difference shown for "
+        f"{classes - hurt - helped}. On average, {100 * FALSE_DISCOVERIES:.0f} % at most of the "
+        f"classes named are named wrongly. If it were the only one, {least}."
+    )
+
+
+def _sections(report: StudyReport) -> list[tuple[str, str]]:
+    sections = [("comparison", "Comparison")]
+    if _capacity(report):
+        sections.append(("capacity", "Capacity gap"))
+    names = [setting.name or "Class by class" for setting in report.settings]
+    return [*sections, *((f"s{i}", name) for i, name in enumerate(names)), ("runs", "The runs")]
+
+
+@dataclass(frozen=True)
+class CapacityPoint:
+    """A setting on a plot of 720 by 240: where, and the numbers.
+
+    Attributes:
+        x: to the right, by the logarithm of the gap.
+        y: downwards, by the harm.
+        gap: how many parameters the teacher has for each of the student's.
+        harm: the expected harm.
+        name: the setting.
+    """
+
+    x: float
+    y: float
+    gap: float
+    harm: float
+    name: str
+
+
+def _capacity(report: StudyReport) -> list[CapacityPoint]:
+    """The settings whose gap and harm are known, by gap; none where all gaps are the same."""
+    known = sorted(
+        (setting.capacity_gap, setting.harm, setting.name)
+        for setting in report.settings
+        if setting.capacity_gap is not None and setting.harm is not None
+    )
+    logs = np.log([gap for gap, _, _ in known])
+    if len(set(logs)) < 2:
+        return []
+    across = (logs - logs.min()) / np.ptp(logs)
+    most = max(max(harm for _, harm, _ in known), 1e-9)
+    return [
+        CapacityPoint(
+            round(80 + 610 * float(x), 1), round(200 - 180 * harm / most, 1), gap, harm, name
+        )
+        for x, (gap, harm, name) in zip(across, known, strict=True)
+    ]
+
+
+def _spread(spread: Spread | None, sign: str = "") -> str:
+    if spread is None:
+        return ""
+    deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.2f}"
+    return f"{100 * spread.mean:{sign}.2f}{deviation}"

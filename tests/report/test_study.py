@@ -1,0 +1,270 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import HOSTILE, IMAGES, finished_run, names_of
+from page_reader import Page
+
+import kdzoo
+from kdzoo.report.evidence import expected_harm, judge
+from kdzoo.report.study import StudyReport
+from kdzoo.report.study_page import study_lines, study_table, write_study
+from kdzoo.training.directory import RunDirectory
+
+EFFECTS = np.array([0.0, -0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.15])
+
+
+def runs_of(place: Path, seeds: range, name: str = "", **options: Any) -> list[RunDirectory]:
+    return [finished_run(place / f"r{name}-{s}", seed=s, **options) for s in seeds]
+
+
+def test_five_seeds_have_verdicts(tmp_path: Path) -> None:
+    directories = runs_of(tmp_path, range(6), effects=EFFECTS)
+    (setting,) = StudyReport.of(directories).settings
+    assert setting.name == ""
+    assert setting.seeds == tuple(range(6))
+    verdicts = {name: evidence.verdict for name, evidence in setting.classes.items()}
+    assert verdicts[HOSTILE] == "hurt"
+    reports = [kdzoo.Report.read(directory.report) for directory in directories]
+    differences = np.array(
+        [[r.comparison.differences[name] for name in names_of(10)] for r in reports if r.comparison]
+    )
+    judged = judge(differences, np.full(10, IMAGES))
+    assert setting.harm == pytest.approx(expected_harm(judged.mean, judged.error))
+    evidence = setting.classes[HOSTILE]
+    assert evidence.difference == pytest.approx(differences[:, 1].mean())
+    assert (evidence.low, evidence.high) == pytest.approx((judged.low[1], judged.high[1]))
+    assert evidence.untaught == 6
+    accuracies = [report.student.accuracy for report in reports]
+    assert setting.student["accuracy"].mean == pytest.approx(np.mean(accuracies))
+    assert setting.student["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
+    assert setting.capacity_gap == 10
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_fewer_seeds_have_none(tmp_path: Path, seeds: int) -> None:
+    report = StudyReport.of(runs_of(tmp_path, range(seeds), effects=EFFECTS))
+    (setting,) = report.settings
+    assert {evidence.verdict for evidence in setting.classes.values()} == {None}
+    known = [evidence.visible is not None for evidence in setting.classes.values()]
+    assert all(known) == any(known) == (seeds > 1)
+    (_, said) = study_lines(report)
+    assert "without verdicts" in said
+    assert ("would have been seen" in said) == (seeds > 1)
+
+
+def test_settings_are_told_apart_as_set_would_say_it(tmp_path: Path) -> None:
+    loss = {"use": "kd", "id": "kd", "temperature": 4}
+    changes: list[dict[str, Any]] = [
+        {"policy": {"use": "all"}},
+        {"policy": {"use": "tllm", "margin": 0.1, "window": 5}},
+        {"policy": {"use": "tllm", "margin": 0.2, "window": 5}, "losses": [{**loss, "alpha": 1}]},
+    ]
+    directories = [
+        directory
+        for number, change in enumerate(changes)
+        for directory in runs_of(tmp_path, range(2), str(number), changes=change)
+    ]
+    report = StudyReport.of(directories)
+    assert [setting.name for setting in report.settings] == [
+        "policy=all",
+        "policy=tllm, policy.margin=0.1",
+        "policy=tllm, policy.margin=0.2, losses.kd.alpha=1",
+    ]
+    first, second, _ = report.settings
+    assert first.against_first is None
+    assert second.against_first is not None
+    # Of the same seed and the same drawn numbers, so there is no difference.
+    assert second.against_first.mean == 0
+
+
+def test_what_does_not_decide_makes_no_setting(tmp_path: Path) -> None:
+    one = finished_run(tmp_path / "a", seed=0)
+    other = finished_run(tmp_path / "b", seed=1, changes={"device": "cpu", "name": "other"})
+    report = StudyReport.of([other, one])
+    assert [setting.seeds for setting in report.settings] == [(0, 1)]
+
+
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, kdzoo_command: Callable[..., Any]
+) -> None:
+    one, other = finished_run(tmp_path / "a"), finished_run(tmp_path / "b", classes=12)
+    with pytest.raises(kdzoo.RunError, match="have different classes"):
+        StudyReport.of([one, other])
+    with pytest.raises(kdzoo.RunError, match=r"are of one setting and one seed; name one"):
+        StudyReport.of([one, finished_run(tmp_path / "c")])
+    said = kdzoo_command("report", "a", "nowhere")
+    assert said.returncode == 1
+    assert said.stderr.startswith("kdzoo: nowhere: holds no finished run")
+
+
+def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[..., Any]) -> None:
+    for number, gap in enumerate((5_000, 50_000)):
+        changes = {"teacher": {"use": "wide", "width": gap}}
+        options = {"effects": EFFECTS, "changes": changes, "parameters": (1_000, gap)}
+        runs_of(tmp_path, range(5), str(number), **options)
+    runs = sorted(path.name for path in tmp_path.glob("r*"))
+    said = kdzoo_command("report", *runs, "--output", "side")
+    assert said.stdout == f"Wrote {Path('side') / 'report.html'}\n", said.stderr
+    report = json.loads((tmp_path / "side" / "report.json").read_text())
+    with open(tmp_path / "side" / "report.csv", newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 20
+    text = (tmp_path / "side" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "<script>alert" not in text
+    for setting in report["settings"]:
+        for name, evidence in setting["classes"].items():
+            (line,) = (
+                row for row in lines if (row["setting"], row["name"]) == (setting["name"], name)
+            )
+            assert float(line["difference"]) == evidence["difference"]
+            assert line["verdict"] == evidence["verdict"]
+            shown = [cells for cells in page.cells if cells[0] == name and len(cells) > 5]
+            assert evidence["verdict"] in {cells[1] for cells in shown}
+    links = [a["href"] or "" for a in page.all("a")]
+    pages = [link for link in links if link.startswith("..")]
+    assert len(pages) == 10
+    assert all((tmp_path / "side" / link).parent.is_dir() for link in pages)
+    assert sum(tag == "circle" for tag, _ in page.elements) == 2
+    assert {link[1:] for link in links if link[0] == "#"} <= {
+        a["id"] for _, a in page.elements if "id" in a
+    }
+
+
+def test_runs_without_a_baseline_are_compared_by_their_accuracy(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    spec = {**tiny, "baseline": False, "policy": "all"}
+    runs = [kdzoo.run({**spec, "seed": seed}, runs=tmp_path) for seed in (0, 1)]
+    report = write_study(tmp_path / "side", [RunDirectory(run.directory) for run in runs])
+    (setting,) = report.settings
+    assert (setting.baseline, setting.difference, setting.classes) == ({}, None, {})
+    assert "There is no baseline" in study_lines(report)[1]
+    assert study_table(report).row_count == 1
+    Page((tmp_path / "side" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_thousand_classes_and_five_seeds(tmp_path: Path) -> None:
+    directories = runs_of(tmp_path, range(5), classes=1000)
+    write_study(tmp_path / "side", directories)
+    assert os.path.getsize(tmp_path / "side" / "report.html") < 500_000
+
+
+def test_a_spec_of_several_runs_does_them_all(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    sweep = {"losses.kd.temperature": [2, 4]}
+    study = kdzoo.run_study({**tiny, "seeds": [0, 1], "sweep": sweep}, runs=tmp_path / "runs")
+    assert len(study.runs) == 4
+    names = [setting.name for setting in study.report.settings]
+    assert names == ["losses.kd.temperature=2.0", "losses.kd.temperature=4.0"]
+    # One teacher for all, and one baseline for each seed.
+    shared = {
+        role: {run.report.directories[role] for run in study.runs}
+        for role in ("teacher", "baseline")
+    }
+    assert {role: len(places) for role, places in shared.items()} == {"teacher": 1, "baseline": 2}
+    # Each is the run that it would be alone.
+    teacher = {**tiny["teacher"], "seed": kdzoo.read_spec(study.runs[3].directory / "spec.yaml")}
+    teacher["seed"] = teacher["seed"].teacher.seed
+    losses = [tiny["losses"][0], {**tiny["losses"][1], "temperature": 4}]
+    alone = kdzoo.run(
+        {**tiny, "seed": 1, "teacher": teacher, "losses": losses}, runs=tmp_path / "runs"
+    )
+    assert alone.directory == study.runs[3].directory
+    # Again, nothing is trained, and the report is found in the same place.
+    before = {run.directory: os.stat(run.directory / "checkpoint.pt") for run in study.runs}
+    again = kdzoo.run_study({**tiny, "seeds": [0, 1], "sweep": sweep}, runs=tmp_path / "runs")
+    assert again == study
+    assert {run.directory: os.stat(run.directory / "checkpoint.pt") for run in again.runs} == before
+
+
+def test_what_is_cut_off_goes_on(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdzoo.training.loop import Trainer
+
+    class Cut(BaseException):
+        pass
+
+    original, left = Trainer._epoch, [9]
+
+    def cut(self: Trainer, *arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Cut
+        original(self, *arguments)
+
+    whole = kdzoo.run_study({**tiny, "seeds": [0, 1]}, runs=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", cut)
+        with pytest.raises(Cut):
+            kdzoo.run_study({**tiny, "seeds": [0, 1]}, runs=tmp_path / "cut")
+    after = kdzoo.run_study({**tiny, "seeds": [0, 1]}, runs=tmp_path / "cut")
+    assert [r.report.student for r in after.runs] == [r.report.student for r in whole.runs]
+    assert after.directory.name == whole.directory.name
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    spec = {**tiny, "baseline": False, "policy": "all"}
+    losses = ["ce", {"use": "sample-explodes"}]
+    sweep = {"losses.sample-explodes.after": [1.0, 1000.0]}
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps({**spec, "losses": losses, "sweep": sweep}))
+    said = kdzoo_command("run", "study.yaml")
+    assert said.returncode == 1
+    assert "kdzoo: 1 run failed, and is in no table:" in said.stderr
+    assert "became" in said.stderr
+    (directory,) = tmp_path.glob("runs/tiny-study-*")
+    assert f"Report:         {Path('runs') / directory.name / 'report.html'}" in said.stdout
+    assert len(json.loads((directory / "report.json").read_text())["settings"]) == 1
+
+
+def test_a_mistake_in_the_last_cell_is_found_before_the_first_is_trained(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    sweep = {"student": ["mlp", {"use": "sample-dropout"}], "learn": [["student"], ["student.no"]]}
+    with pytest.raises(kdzoo.SpecError, match=r'learn: no parameters under "student\.no"'):
+        kdzoo.run_study({**tiny, "sweep": sweep}, runs=tmp_path)
+    assert not list(tmp_path.glob("tiny*"))
+
+
+def test_a_run_that_another_process_has_is_left_for_the_end(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lock is held until the other seed has been done."""
+    import threading
+    import time
+
+    first = kdzoo.run_study({**tiny, "seeds": [0, 1]}, runs=tmp_path / "runs").runs[0].directory
+    (first / "report.json").unlink()
+    other = next(p for p in (tmp_path / "runs").glob("tiny-study-*"))
+    for file in other.iterdir():
+        file.unlink()
+    ready = threading.Event()
+
+    def hold() -> None:
+        with RunDirectory(first).locked(wait=False):
+            ready.set()
+            time.sleep(1.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    with caplog.at_level("INFO", "kdzoo"):
+        study = kdzoo.run_study({**tiny, "seeds": [0, 1]}, runs=tmp_path / "runs")
+    thread.join()
+    assert "it is left for the end" in caplog.text
+    assert study.runs[0].directory == first
