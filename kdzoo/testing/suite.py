@@ -91,7 +91,8 @@ def conformance(
             test.__qualname__ = f"{cls.__qualname__}.test_{name}"
             test.__module__ = cls.__module__
             setattr(cls, f"test_{name}", test)
-        setattr(cls, "__test__", True)  # noqa: B010 whatever pytest is told that classes of tests are called
+        # Whatever pytest is told that classes of tests are called; mypy knows no such attribute.
+        setattr(cls, "__test__", True)  # noqa: B010
         return cls
 
     return decorate
