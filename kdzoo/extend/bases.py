@@ -136,6 +136,10 @@ class Loss(Component, nn.Module, ABC):
 
         The teacher's outputs are detached. In a run without a teacher, reading ``teacher`` is an
         error. The engine multiplies row i by ``batch.weights[i]``, sums, and divides by B.
+
+        Outputs may be float16 or bfloat16: compute, and answer, in float32 at least. In several
+        processes each has its own part of the batch; a loss that remembers samples gathers them,
+        so that its buffers stay the same everywhere.
         """
 
 

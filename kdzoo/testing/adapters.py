@@ -16,6 +16,7 @@ from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, 
 from kdzoo.testing.modules import (
     close,
     compiled,
+    need_compiler,
     on_a_gpu,
     refuse_stray_tensors,
     refuse_unregistered,
@@ -249,6 +250,7 @@ class AdapterChecks(Checks[Adapter]):
     @slow
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
+        need_compiler()
         self._compiled("inductor")
 
     # What the checks are made of.

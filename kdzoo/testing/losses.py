@@ -25,6 +25,7 @@ from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, 
 from kdzoo.testing.modules import (
     close,
     compiled,
+    need_compiler,
     on_a_gpu,
     refuse_stray_tensors,
     refuse_unregistered,
@@ -415,6 +416,7 @@ class LossChecks(Checks[Loss]):
     @slow
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
+        need_compiler()
         self._compiled("inductor")
 
     def two_processes(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdzoo.testing.checks import ContractError, require
+from kdzoo.testing.checks import ContractError, NotApplicable, require
 from kdzoo.training.checkpoint import load_tensors, refuse_more_than_data
 
 __all__ = [
     "close",
     "compiled",
+    "need_compiler",
     "on_a_gpu",
     "refuse_stray_tensors",
     "refuse_unregistered",
@@ -59,6 +62,12 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
     return one.shape == other.shape and bool(
         torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * scale)
     )
+
+
+def need_compiler() -> None:
+    """Raise NotApplicable where torch's own compiler finds none for C++."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise NotApplicable("there is no C++ compiler (g++, or what CXX names)")
 
 
 def compiled(module: nn.Module, backend: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def test_a_compiled_step_catches_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_the_real_compiler_catches_it() -> None:
     assert caught(Sound, checks=["compiled_for_real"]) == set()
     assert caught(OtherWhenCompiled, checks=["compiled_for_real"]) == {"compiled_for_real"}

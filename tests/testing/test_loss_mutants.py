@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -496,6 +497,7 @@ def test_two_processes_catch_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_the_real_compiler_catches_it() -> None:
     assert caught(Noisy, checks=["compiled_for_real"]) == set()
     assert caught(OtherWhenCompiled, checks=["compiled_for_real"]) == {"compiled_for_real"}
