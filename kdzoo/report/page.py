@@ -327,6 +327,10 @@ def _signed(share: float | None, digits: int = 1) -> str:
     return text.lstrip("+-") if zero else text.replace("-", _MINUS)
 
 
+def _probability(p: float) -> str:
+    return "0.0001 or less" if p <= 0.0001 else f"{p:.2g}"
+
+
 def _place(value: float, reach: float) -> str:
     """Where a difference lies on an axis from ``-reach`` to ``reach``, in percent of it."""
     return f"{50 + 50 * max(-1.0, min(value / reach, 1.0)):.3g}"
@@ -380,6 +384,7 @@ def _templates() -> Environment:
     environment.filters.update(
         percent=_percent,
         signed=_signed,
+        probability=_probability,
         place=_place,
         height=_height,
         intervals=_intervals,

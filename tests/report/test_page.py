@@ -51,6 +51,18 @@ def test_its_policy_lets_its_own_script_run_and_no_other(tmp_path: Path) -> None
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
 
 
+@pytest.mark.parametrize(("p", "said"), [(0.25, "0.25"), (0.0321, "0.032"), (1e-9, "0.0001 or")])
+def test_mcnemar_is_told_as_another_question(tmp_path: Path, p: float, said: str) -> None:
+    directory = finished_run(tmp_path / "run")
+    report = kdzoo.Report.read(directory.report)
+    assert report.comparison is not None
+    comparison = report.comparison.model_copy(update={"mcnemar": p})
+    directory.report.write_bytes(report.model_copy(update={"comparison": comparison}).as_json())
+    text, _ = page_of(directory)
+    assert f"p = {said}" in text
+    assert "Taken as two networks" in text
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     directory = finished_run(
         tmp_path / "run", changes={"student": {"use": "</pre><script>boom()</script>"}}
