@@ -541,7 +541,8 @@ class _Plan:
         if not len(split):
             split, which = self.images.train, "training"
         count = len(self.images.classes)
-        accuracy = measure_teacher(teacher, split, which, count)
+        name = f"the teacher ({entry.checkpoint})" if entry.checkpoint else "the teacher"
+        accuracy = measure_teacher(teacher, split, which, count, name)
         if self.spec.student.checkpoint is not None:
             refuse_worse_teacher(accuracy, self.student, split, which, count)
         return accuracy
@@ -556,7 +557,11 @@ class _Plan:
     def _compare_teacher(self, baseline: Run) -> None:
         """A loaded teacher must not be worse than the student is without it."""
         split = self.images.validation
-        if self.teacher_accuracy is not None and len(split):
+        if self.teacher_accuracy is None:
+            return
+        if not len(split):
+            log.info("teacher: not compared with the baseline, there are no validation images")
+        else:
             student = load_student(baseline.directory).to(self.session.device)
             count = len(self.images.classes)
             refuse_worse_teacher(self.teacher_accuracy, student, split, "validation", count)

@@ -335,7 +335,9 @@ def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str,
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
     state["head.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "untrained.pth")
-    with pytest.raises(kdzoo.CheckpointError, match="the teacher answers NaN or infinity to val"):
+    with pytest.raises(
+        kdzoo.CheckpointError, match=r"untrained.pth\) answers NaN or infinity to val"
+    ):
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
 
 

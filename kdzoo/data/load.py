@@ -67,6 +67,11 @@ def load_images(
     if size <= answer.memory_gb * 1e9:
         held = _kept_or_decoded(source, answer, decoder, cache)
         return _in_memory(source, answer, held, device)
+    log.info(
+        'data "%s": %.1f GB decoded are more than memory_gb: read while training, in random crops',
+        source,
+        size / 1e9,
+    )
     return _streamed(source, answer, decoder, device, workers)
 
 

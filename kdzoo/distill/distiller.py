@@ -176,6 +176,7 @@ class Distiller(nn.Module):
             progress: epochs since the stage began, fractional; warm-ups follow it. By default
                 how often :meth:`end_epoch` was called since then.
         """
+        self._check_batch(inputs, targets)
         if progress is None:
             progress = float(len(self.curves.history) - self._first_epoch)
         student = self._student(inputs)
@@ -288,7 +289,22 @@ class Distiller(nn.Module):
                 "rows that will not be trained on"
             )
 
+    def _check_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        if targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]:
+            raise SpecError(
+                f"targets are {targets.dtype} of shape {tuple(targets.shape)}; they must be int64 "
+                f"({len(inputs)},), one an image"
+            )
+        if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= len(self.classes):
+                raise SpecError(
+                    f"targets are {low} to {high}; they must be 0 to {len(self.classes) - 1}"
+                )
+
     def _check_class_counts(self) -> None:
+        if len(self.classes) < 2:
+            raise SpecError(f"there are {len(self.classes)} classes; at least 2 are needed")
         for tapped in filter(None, (self._teacher, self._student)):
             (answered,) = tapped.shapes.logits
             if answered != len(self.classes):

@@ -104,7 +104,13 @@ class Tapped:
                     "(a module path works too)"
                 )
             return layers.stages[layer]
-        path = {"penultimate": layers.penultimate, "head": layers.head}.get(layer) or layer
+        declared = {"penultimate": layers.penultimate, "head": layers.head}
+        path = declared.get(layer) or layer
+        if path not in modules and layer in declared:
+            raise SpecError(
+                f'the {self.role}\'s model declares no "{layer}" layer; name a module path in '
+                "`layers`, or declare it with kdzoo.Layers"
+            )
         if path not in modules:
             raise SpecError(f'the {self.role} has no layer "{path}"{did_you_mean(path, modules)}')
         return path

@@ -97,6 +97,8 @@ def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, 
     Raises:
         SpecError: as :func:`read_spec`.
     """
+    if isinstance(entries, str | Mapping):
+        raise SpecError(f"losses must be a list of names and mappings, not {entries!r}")
     document = Document.of({"train": {"epochs": 1}, "losses": list(entries)})
     spell_out_stage(document.data)
     reader = _Reader(document, registry(), short=False)

@@ -45,6 +45,17 @@ class Evaluation:
         return float(np.mean(self.answers == self.targets))
 
     @property
+    def balanced_accuracy(self) -> float:
+        """The mean over classes that have images of the share that is classified correctly."""
+        known = self.images > 0
+        return float((np.diagonal(self.confusion)[known] / self.images[known]).mean())
+
+    @property
+    def finite(self) -> bool:
+        """Whether each answer has a probability: no logit is NaN or infinite."""
+        return bool(np.isfinite(self.confidence).all())
+
+    @property
     def images(self) -> Ints:
         """(C,), how many of them each class has."""
         return np.bincount(self.targets, minlength=self.num_classes)

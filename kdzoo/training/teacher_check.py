@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torch import nn
 
 from kdzoo.data.images import Split
@@ -21,7 +20,9 @@ _WHAT_TO_CHECK = (
 )
 
 
-def measure_teacher(teacher: nn.Module, split: Split, which: str, num_classes: int) -> float:
+def measure_teacher(
+    teacher: nn.Module, split: Split, which: str, num_classes: int, name: str
+) -> float:
     """The accuracy of a loaded teacher on some images, said aloud.
 
     Args:
@@ -29,22 +30,27 @@ def measure_teacher(teacher: nn.Module, split: Split, which: str, num_classes: i
         split: what it is measured on.
         which: the name of these images.
         num_classes: C.
+        name: of the teacher, for errors: with the file that it came from.
 
     Raises:
         CheckpointError: it knows no more than chance, or answers no numbers.
     """
-    accuracy = evaluate(teacher, split, num_classes).accuracy
-    log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, which)
-    chance = 1 / num_classes
-    if accuracy <= chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
-        if not _finite(teacher, split):
-            raise CheckpointError(
-                f"the teacher answers NaN or infinity to {which} images: its weights are damaged, "
-                "or of something else than they are loaded into"
-            )
+    evaluation = evaluate(teacher, split, num_classes)
+    if not evaluation.finite:
         raise CheckpointError(
-            f"the teacher gets {100 * accuracy:.2f} % of the {which} images right, and chance "
-            f"is {100 * chance:.2f} %: {_WHAT_TO_CHECK}"
+            f"{name} answers NaN or infinity to {which} images: its weights are damaged, or of "
+            "something else than they are loaded into"
+        )
+    accuracy = evaluation.accuracy
+    log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, which)
+    # Class by class, where one answer to everything is at chance although most images are of it.
+    images = evaluation.images[evaluation.images > 0]
+    balanced, chance = evaluation.balanced_accuracy, 1 / num_classes
+    error = float((chance * (1 - chance) / images).sum() ** 0.5) / len(images)
+    if balanced <= chance + 2 * error:
+        raise CheckpointError(
+            f"{name} gets {100 * balanced:.2f} % of a class's {which} images right, on average "
+            f"over classes, and chance is {100 * chance:.2f} %: {_WHAT_TO_CHECK}"
         )
     return accuracy
 
@@ -64,8 +70,3 @@ def refuse_worse_teacher(
             f"the teacher gets {100 * accuracy:.2f} % of the {which} images right, and the student "
             f"gets {100 * students:.2f} % without it: {_WHAT_TO_CHECK}"
         )
-
-
-@torch.no_grad()
-def _finite(teacher: nn.Module, split: Split) -> bool:
-    return all(bool(teacher(view.inputs).isfinite().all()) for view in split.plain())

@@ -144,7 +144,7 @@ def rename(path: str, to: str) -> Callable[[Path], Any]:
         (remove("train"), "ROOT/train: there is no such folder; images are expected in"),
         (remove("test"), "ROOT/test: there is no such folder; images are expected in"),
         (lambda root: [remove(f"train/{n}")(root) for n in CLASSES], "ROOT/train: holds no class"),
-        (write("train/void/notes.txt", b""), "ROOT/train/void: holds no images (.bmp, "),
+        (write("train/void/notes.txt", b""), "ROOT/train/void: holds no images (.avif, "),
         (write("train/stray.JPG", b""), "ROOT/train/stray.JPG: is in no class; move it"),
         (
             rename("test/red", "test/reed"),
@@ -155,7 +155,11 @@ def rename(path: str, to: str) -> Callable[[Path], Any]:
         (write("train/red/a.jpg", b"hello"), "ROOT/train/red/a.jpg: cannot be read as an image: "),
         (
             lambda root: (root / "train/red/gone.png").symlink_to("nowhere"),
-            "ROOT/train/red/gone.png: No such file or directory",
+            "ROOT/train/red/gone.png: is a link that leads nowhere",
+        ),
+        (
+            lambda root: (root / "train/loop").symlink_to("loop"),
+            "ROOT/train/loop: is a link that leads nowhere",
         ),
         (
             lambda root: (root / "train/red/again").symlink_to(root / "train" / "red"),

@@ -502,3 +502,35 @@ def test_the_state_dict_knows_where_the_stage_began() -> None:
     again = fresh()
     again.load_state_dict(made.state_dict())
     assert torch.equal(again(*inputs).total, made(*inputs).total)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 5]), "targets are 0 to 5; they must be 0 to 4"),
+        (torch.tensor([-1, 2]), "targets are -1 to 2; they must be 0 to 4"),
+        (
+            torch.tensor([0.0, 1.0]),
+            r"targets are torch.float32 of shape \(2,\); they must be int64",
+        ),
+        (torch.tensor([1]), r"of shape \(1,\); they must be int64 \(2,\), one an image"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_targets_that_cannot_be_are_refused(targets: Tensor, message: str, training: bool) -> None:
+    made = distiller().train(training)
+    with pytest.raises(kdzoo.SpecError, match=message):
+        made(batch(2)[0], targets)
+
+
+def test_a_layer_that_no_model_declares_and_a_single_class_are_refused() -> None:
+    with pytest.raises(
+        kdzoo.SpecError, match=r'loss "sample-feature": the student.s model declares'
+    ):
+        distiller(feature_loss("penultimate", "flat"))
+    with pytest.raises(kdzoo.SpecError, match="there are 1 classes; at least 2 are needed"):
+        distiller(classes=["a"], teacher=convnet(9, 1), student=convnet(6, 1))
+    with pytest.raises(
+        kdzoo.SpecError, match="losses must be a list of names and mappings, not 'kd'"
+    ):
+        kdzoo.terms("kd")

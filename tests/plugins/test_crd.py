@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -401,3 +402,37 @@ def test_two_processes_keep_one_bank(tmp_path: Path) -> None:
     for side in ("student", "teacher"):
         final = kept[f"memory_{side}"]
         np.testing.assert_allclose(final, GOLDEN[f"memory_{side}_final"], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("indices", "classes", "message"),
+    [
+        (
+            [-1, -2],
+            [0, 1],
+            "the indices are -2 to -1; they must be rows of the training set",
+        ),
+        ([3, 8], [0, 1], "the indices are 3 to 8; they must be rows of the training set, 0 to 7"),
+        ([0, 1], [0, 0], "the targets say is not trained on"),
+        ([0, 2], [0, 2], "the batch's targets are not those of its rows"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_refused(
+    indices: list[int], classes: list[int], message: str
+) -> None:
+    loss = set_up(torch.tensor([0, -1, 1, 0, 2, -1, 1, 2]), negatives=4)
+    before = copy.deepcopy(loss.state_dict())
+    targets = torch.zeros(9, dtype=torch.int64)
+    shown = dataclasses.replace(
+        batch(torch.tensor([0, 1]), targets),
+        indices=torch.tensor(indices),
+        targets=torch.tensor(classes),
+    )
+    with pytest.raises(kdzoo.SpecError, match=message):
+        loss(*outputs(loss, 2), shown)
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+
+
+def test_a_temperature_that_single_precision_cannot_take_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the temperature is 0\.005"):
+        ContrastMemory(3, 3, 9, temperature=0.005)

@@ -254,3 +254,18 @@ def test_a_label_losss_own_weight_counts_beside_what_the_teachers_term_says() ->
             assert weights["half-label"] == pytest.approx(wanted)
     finally:
         registry.cache_clear()
+
+
+def test_the_functions_refuse_what_they_would_stretch() -> None:
+    logits, targets = torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)
+    for loss in (
+        lambda s, t, temperature=4.0: kd_loss(s, t, temperature),
+        lambda s, t, temperature=4.0: dkd_loss(s, t, targets, 1.0, 8.0, temperature),
+    ):
+        with pytest.raises(ValueError, match=r"the student's is \(4, 5\) and the teacher's \(1, 5"):
+            loss(logits, logits[:1])
+        for temperature in (0.0, -1.0, float("nan")):
+            with pytest.raises(ValueError, match="it must be above 0"):
+                loss(logits, logits, temperature)
+    with pytest.raises(ValueError, match="they must have one shape"):
+        hint_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 1, 1))

@@ -11,7 +11,10 @@ import kdzoo
 
 __all__ = ["ImageFolder"]
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm"),
+    *(".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 class ImageFolder(kdzoo.DataSource):
@@ -80,7 +83,7 @@ def _images(root: Path, part: str) -> dict[str, list[str]]:
         )
     classes: dict[str, list[str]] = {}
     for entry in sorted(_entries(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
+        if _is_folder(entry):
             classes[entry.name] = sorted(_below(root, f"{part}/{entry.name}", ()))
             if not classes[entry.name]:
                 raise kdzoo.DataError(
@@ -105,7 +108,7 @@ def _below(root: Path, folder: str, parents: tuple[tuple[int, int], ...]) -> lis
     found: list[str] = []
     for entry in _entries(root / folder):
         path = f"{folder}/{entry.name}"
-        if entry.is_dir():
+        if _is_folder(entry):
             found += _below(root, path, (*parents, here))
         elif _is_image(entry.name):
             found.append(path)
@@ -118,6 +121,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise kdzoo.DataError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise kdzoo.DataError(f"{entry.path}: is a link that leads nowhere; mend or remove it")
+    return entry.is_dir()
 
 
 def _is_image(name: str) -> bool:

@@ -15,6 +15,7 @@ from kdzoo_plugins.losses._precision import at_least_single
 __all__ = ["CRD", "ContrastMemory"]
 
 _EPSILON = 1e-7
+_LEAST_TEMPERATURE = 0.02
 
 
 class ContrastMemory(nn.Module):
@@ -55,6 +56,11 @@ class ContrastMemory(nn.Module):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
+        if not temperature >= _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"the temperature is {temperature}; below {_LEAST_TEMPERATURE} exp(1 / tau) is no "
+                "number in single precision"
+            )
         self.embed_student = nn.Linear(student_dimensions, dimensions)
         self.embed_teacher = nn.Linear(teacher_dimensions, dimensions)
         self.temperature = temperature
@@ -188,7 +194,7 @@ class CRD(kdzoo.Loss):
         )
         temperature: float = kdzoo.Field(
             0.07,
-            ge=0.02,  # exp(1 / tau) must be a number in single precision
+            ge=_LEAST_TEMPERATURE,
             description="tau: divides the inner products of embeddings.",
         )
         momentum: float = kdzoo.Field(
@@ -243,13 +249,9 @@ class CRD(kdzoo.Loss):
     def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
         """See :meth:`kdzoo.Loss.forward`."""
         (pair,) = self.layers
+        if batch.indices.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check(batch)
         rows = self.row[batch.indices]
-        if (
-            rows.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and bool((rows < 0).any())
-        ):
-            raise ValueError("an image is shown that the targets say is not trained on")
         return self.contrast.contrasted(
             student.features[pair.student].flatten(1),
             teacher.features[pair.teacher].flatten(1),
@@ -257,6 +259,23 @@ class CRD(kdzoo.Loss):
             self.positives(rows, batch.targets),
             *self.negatives(batch.targets),
         )
+
+    def _check(self, batch: kdzoo.Batch) -> None:
+        """Rows that are not meant would be remembered without a word."""
+        low, high = int(batch.indices.min()), int(batch.indices.max())
+        if low < 0 or high >= len(self.row):
+            raise kdzoo.SpecError(
+                f"the indices are {low} to {high}; they must be rows of the training set, 0 to "
+                f"{len(self.row) - 1}"
+            )
+        rows = self.row[batch.indices]
+        if bool((rows < 0).any()):
+            raise kdzoo.SpecError("an image is shown that the targets say is not trained on")
+        if bool((self.label[rows] != batch.targets).any()):
+            raise kdzoo.SpecError(
+                "the batch's targets are not those of its rows: the indices must be rows of the "
+                "training set whose `targets` were given"
+            )
 
     def positives(self, rows: Tensor, targets: Tensor) -> Tensor:
         """(B,), the row of each sample's positive."""

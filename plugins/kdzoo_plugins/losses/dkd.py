@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
-from kdzoo_plugins.losses._precision import at_least_single
+from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike
 
 __all__ = ["DKD", "dkd_loss"]
 
@@ -27,8 +27,8 @@ def dkd_loss(
     their softmaxes over the other C - 1 classes, both at temperature T.
 
     Args:
-        student_logits: (B, C).
-        teacher_logits: (B, C).
+        student_logits: (B, C), finite, of two classes at least.
+        teacher_logits: (B, C), finite.
         targets: (B,), int64 classes.
         alpha: the weight of TCKD.
         beta: the weight of NCKD.
@@ -36,11 +36,15 @@ def dkd_loss(
 
     Returns:
         (B,), one value a sample; their mean is the published loss.
+
+    Raises:
+        ValueError: the shapes differ, or T is not above 0.
     """
+    refuse_unlike(student_logits, teacher_logits)
     # In log space throughout. As probabilities, 1 - p_target underflows once the gap of the logits
     # passes 104 T in single precision, and the loss becomes infinite or NaN.
-    student = _decoupled(at_least_single(student_logits) / temperature, targets)
-    teacher = _decoupled(at_least_single(teacher_logits) / temperature, targets)
+    student = _decoupled(at_temperature(student_logits, temperature), targets)
+    teacher = _decoupled(at_temperature(teacher_logits, temperature), targets)
     tckd, nckd = (
         (wanted.exp() * (wanted - got)).sum(1) for wanted, got in zip(teacher, student, strict=True)
     )

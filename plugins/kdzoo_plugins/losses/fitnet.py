@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import kdzoo
-from kdzoo_plugins.losses._precision import at_least_single
+from kdzoo_plugins.losses._precision import at_least_single, refuse_unlike
 
 __all__ = ["FitNet", "hint_loss"]
 
@@ -22,7 +22,11 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 
     Returns:
         (B,), one value a sample; their mean is the published loss.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    refuse_unlike(student_feature, teacher_feature)
     difference = at_least_single(student_feature) - at_least_single(teacher_feature)
     return difference.square().flatten(1).mean(1)
 

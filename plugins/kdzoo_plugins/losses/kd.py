@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
-from kdzoo_plugins.losses._precision import at_least_single
+from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike
 
 __all__ = ["KD", "kd_loss"]
 
@@ -18,15 +18,19 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     factor T^2 keeps the size of the gradient when T changes.
 
     Args:
-        student_logits: (B, C).
-        teacher_logits: (B, C).
+        student_logits: (B, C), finite.
+        teacher_logits: (B, C), finite.
         temperature: T > 0.
 
     Returns:
         (B,), one value a sample; their mean is the published loss.
+
+    Raises:
+        ValueError: the shapes differ, or T is not above 0.
     """
-    log_student = functional.log_softmax(at_least_single(student_logits) / temperature, dim=1)
-    log_teacher = functional.log_softmax(at_least_single(teacher_logits) / temperature, dim=1)
+    refuse_unlike(student_logits, teacher_logits)
+    log_student = functional.log_softmax(at_temperature(student_logits, temperature), dim=1)
+    log_teacher = functional.log_softmax(at_temperature(teacher_logits, temperature), dim=1)
     # In log space throughout: a probability that underflows contributes 0, not NaN.
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
     return temperature**2 * divergence
