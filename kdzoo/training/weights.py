@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
     Args:
         model: the model, as :meth:`kdzoo.ModelSource.build` made it.
         file: ``.safetensors``, or what ``torch.save`` wrote: a state dict, alone or under
-            ``model``, ``state_dict`` or the only name that has one; of the model or of a wrapper
-            around it: DataParallel (``module.``), torch.compile (``_orig_mod.``), or a distiller
-            (``student.``), whose other entries are passed over.
+            ``model``, ``state_dict`` or the only name that has one; of the model, or of a wrapper
+            that puts something before all its names (``module.``, ``_orig_mod.``, ``net.``,
+            ``student.``) and whose other entries are passed over.
         what: what the model is, for errors ("the teacher").
 
     Raises:
@@ -125,7 +126,7 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
                 raise ValueError("its weights are not those that were written")
     else:
         state = _state_dict_in(load_tensors(file), file)
-    state = _unwrapped(state, own)
+    state = _unwrapped(state, own, file)
     aliases = set(own) - set(_without_aliases(own))
     problems = [
         *_differences("lacks", sorted(set(own) - set(state) - aliases)),
@@ -174,16 +175,31 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own entries, by its own names; those of wrappers around it are passed over."""
-    wrapped = True
-    while wrapped:
-        wrapped = False
-        for prefix in ("module.", "_orig_mod.", "student."):
-            inside = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-            if inside and not any(name.startswith(prefix) for name in own):
-                state, wrapped = inside, True
-    return state
+def _unwrapped(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], file: Path
+) -> dict[str, Tensor]:
+    """The model's own entries by its own names, out of those of whatever wraps it."""
+    names = list(_without_aliases(own))
+    if not names or state.keys() >= set(names):
+        return state
+    ends = f".{names[0]}"
+    prefixes = {key.removesuffix(ends) + "." for key in state if key.endswith(ends)}
+    fitting = sorted(p for p in prefixes if all(p + name in state for name in names))
+    # A distiller holds a teacher beside its student, which may have the same names.
+    fitting = [prefix for prefix in fitting if "teacher" not in prefix.split(".")] or fitting
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"{file}: holds several networks of this architecture ({', '.join(fitting)}); save "
+            "the one that is meant alone"
+        )
+    # If none fits, the error that follows is clearer without what all names begin with.
+    prefix = fitting[0] if fitting else _common_prefix(state)
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    common = os.path.commonprefix(list(names))  # noqa: RUF071 of characters, as it is wanted
+    return common[: common.rfind(".") + 1]
 
 
 def _record(file: Path) -> dict[str, Any] | None:

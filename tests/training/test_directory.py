@@ -151,8 +151,17 @@ def beside_numbers(state: dict[str, Any]) -> dict[str, Any]:
         lambda s: in_module(in_distiller(s)),
         lambda s: in_module(in_distiller({f"student.{name}": t for name, t in s.items()})),
         lambda s: {f"_orig_mod.module.{name}": t for name, t in s.items()},
+        lambda s: {f"net.{name}": t for name, t in s.items()} | {"head.weight": torch.zeros(2)},
     ],
-    ids=["bare", "module", "student", "module.student", "module.student.student", "compiled"],
+    ids=[
+        "bare",
+        "module",
+        "student",
+        "module.student",
+        "module.student.student",
+        "compiled",
+        "net",
+    ],
 )
 @pytest.mark.parametrize(
     "wrap",
@@ -209,6 +218,14 @@ def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
         (net(4, 7).state_dict(), r"has in another shape 2.weight \(7, 4\) for \(3, 4\)"),
         (nn.Linear(6, 3).state_dict(), "it lacks 0.bias, 0.weight, 1.bias and 6 more"),
         ({**net().state_dict(), "x": torch.zeros(1)}, "has, unknown to the model, x"),
+        (
+            {f"a.b.{name}": t for name, t in nn.Linear(6, 3).state_dict().items()},
+            "model, bias, weig",
+        ),
+        (
+            {f"{part}.{name}": t for part in ("a", "b") for name, t in net().state_dict().items()},
+            r"several networks of this architecture \(a\., b\.\)",
+        ),
         ({"model": {"epoch": 3}}, "holds no state dict"),
         ({"net": net().state_dict(), "ema": net().state_dict()}, r"several state dicts \(net, ema"),
         (net(), r"something else .*torch\.nn\.modules.* save a state dict"),
