@@ -183,17 +183,17 @@ def _unwrapped(
     if not names or state.keys() >= set(names):
         return state
     ends = f".{names[0]}"
-    prefixes = {key.removesuffix(ends) + "." for key in state if key.endswith(ends)}
-    fitting = sorted(p for p in prefixes if all(p + name in state for name in names))
+    prefixes = sorted(key.removesuffix(ends) + "." for key in state if key.endswith(ends))
+    fitting = [p for p in prefixes if all(p + name in state for name in names)]
     # A distiller holds a teacher beside its student, which may have the same names.
-    fitting = [prefix for prefix in fitting if "teacher" not in prefix.split(".")] or fitting
-    if len(fitting) > 1:
+    likely = [p for p in fitting or prefixes if "teacher" not in p.split(".")]
+    if fitting and len(likely) > 1:
         raise CheckpointError(
-            f"{file}: holds several networks of this architecture ({', '.join(fitting)}); save "
+            f"{file}: holds several networks of this architecture ({', '.join(likely)}); save "
             "the one that is meant alone"
         )
-    # If none fits, the error that follows is clearer without what all names begin with.
-    prefix = fitting[0] if fitting else _common_prefix(state)
+    # If none fits, the error that follows is clearer without what its names begin with.
+    prefix = min(likely, key=len) if likely else _common_prefix(state)
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
 
 
