@@ -4,10 +4,11 @@
 
 The folder holds ``train/<class>/*.png`` and ``test/<class>/*.png``. Each method has its published
 weights, over three seeds, under one teacher. Of the literature's 240 epochs so few are left that 2
-cores should be done in about an hour; the learning rate falls along a cosine, and DKD's weight rises over
-1 epoch instead of 20. What comes out says that the methods learn, and is not to be put beside a
-published table. Two runs are trained at a time, on a thread each, which gets more out of two cores
-than one run on both. They are kept in runs/cifar-short: it continues where it was cut off.
+cores should be done in about an hour; the learning rate falls along a cosine, and DKD's weight
+rises over 1 epoch instead of 20. What comes out says that the methods learn, and is not to be put
+beside a published table. Two runs are trained at a time, on a thread each, which gets more out of
+two cores than one run on both. They are kept in runs/cifar-short: it continues where it was cut
+off.
 """
 
 from __future__ import annotations
