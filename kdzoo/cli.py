@@ -15,6 +15,10 @@ import typer
 from kdzoo.errors import KdzooError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
     from kdzoo.pipeline import Run, Study
 
 __all__ = ["app", "main"]
@@ -227,34 +231,32 @@ def report(
     print(f"Wrote {page}")
 
 
-def _show_run(done: Run) -> None:
+def _show(table: Table, lines: Iterable[str]) -> None:
     from rich.console import Console
-
-    from kdzoo.report.summary import summary_lines, summary_table
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print()
-    console.print(summary_table(done.report))
+    console.print(table)
     console.print()
-    for line in summary_lines(done.report):
+    for line in lines:
         console.print(line)
-    console.print(f"\nRun directory:  {done.directory}")
-    console.print(f"Report:         {done.directory / 'report.html'}")
+    console.print()
+
+
+def _show_run(done: Run) -> None:
+    from kdzoo.report.summary import summary_lines, summary_table
+
+    _show(summary_table(done.report), summary_lines(done.report))
+    print(f"Run directory:  {done.directory}")
+    print(f"Report:         {done.directory / 'report.html'}")
 
 
 def _show_study(done: Study) -> None:
-    from rich.console import Console
-
     from kdzoo.errors import RunError
     from kdzoo.report.study_page import study_lines, study_table
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    console.print(study_table(done.report))
-    console.print()
-    for line in study_lines(done.report):
-        console.print(line)
-    console.print(f"\nReport:         {done.directory / 'report.html'}")
+    _show(study_table(done.report), study_lines(done.report))
+    print(f"Report:         {done.directory / 'report.html'}")
     if done.failures:
         reasons = "\n    ".join(str(failure) for failure in done.failures)
         some = "1 run failed, and is" if len(done.failures) == 1 else "several runs failed, and are"

@@ -81,7 +81,7 @@ class Score(Record):
         lowest = sorted(recall.values())[: math.ceil(len(recall) / 10)]
         return cls(
             accuracy=_rounded(evaluation.accuracy),
-            balanced_accuracy=_rounded(np.mean(list(recall.values()))),
+            balanced_accuracy=_rounded(evaluation.balanced_accuracy),
             worst_class=min(recall, key=lambda name: recall[name]),
             worst_tenth=_rounded(np.mean(lowest)),
             top5=None if evaluation.top5 is None else _rounded(evaluation.top5),
