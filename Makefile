@@ -1,11 +1,12 @@
 # make demo   a first distillation, from nothing
 # make test   the tests, from nothing
 # make lint   ruff and mypy
+# make docs   the documentation's site, in build/site
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.installed
 	@test -f digits.yaml || $(BIN)/kdzoo init digits
@@ -19,6 +20,10 @@ lint: .venv/.installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf .venv
 
@@ -31,4 +36,9 @@ clean:
 .venv/.installed-tests: constraints.txt pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/.installed-docs: constraints.txt pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -1,0 +1,272 @@
+"""Writes into the pages what the code says already: hooks, contracts, the spec's keys, components.
+
+A page has a pair of comments, ``<!-- generated: contract Loss -->`` and ``<!-- /generated -->``;
+between them stands what this program writes. The pages are kept as written, so that they can be
+read without being built, and a change of a contract shows in a diff. ``python docs/generate.py``
+renews them; a test fails where one is not what it would be.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import kdzoo
+from kdzoo.extend.hookspecs import HOOKS, Hooks
+from kdzoo.extend.registry import registry
+from kdzoo.spec import models
+from kdzoo.spec.expand import STUDY_KEYS
+
+DOCS = Path(__file__).parent
+_BLOCK = re.compile(r"(<!-- generated: (\w+)(?: (\S+))? -->\n).*?(<!-- /generated -->)", re.DOTALL)
+_SECTIONS = ("Args", "Attributes", "Raises", "Returns")
+_Schema = dict[str, Any]
+
+
+def renewed(page: str) -> str:
+    """A page's text with everything generated in it as the code is now."""
+
+    def block(found: re.Match[str]) -> str:
+        start, what, name, end = found.groups()
+        return f"{start}\n{_WRITERS[what](name).strip()}\n\n{end}"
+
+    return _BLOCK.sub(block, page)
+
+
+def hook(name: str) -> str:
+    """A hook's exact signature, as a plugin writes it."""
+    (base,) = (base for hook, base in HOOKS.items() if hook == name)
+    answer = str(inspect.signature(getattr(Hooks, name)).return_annotation)
+    assert answer == f"list[type[{base.__name__}]]"
+    return (
+        f"```python\n@kdzoo.hookimpl\ndef {name}() -> list[type[kdzoo.{base.__name__}]]: ...\n```"
+    )
+
+
+def contract(name: str) -> str:
+    """A class that plugins meet: what it is, its attributes, its methods with their signatures."""
+    cls = getattr(kdzoo, name)
+    parts = [f"### `kdzoo.{name}`", _prose(cls)]
+    if is_dataclass(cls):
+        parts.insert(1, f"```python\n{name}{_signature(cls)}\n```")
+    elif attributes := list(_attributes(cls)):
+        parts.append("```python\n" + "\n".join(attributes) + "\n```")
+    for method, value in vars(cls).items():
+        if method.startswith("_") or not inspect.isroutine(value):
+            continue
+        function = value.__func__ if isinstance(value, classmethod) else value
+        abstract = getattr(function, "__isabstractmethod__", False)
+        parts += [
+            f"#### `{method}`" + (" (required)" if abstract else ""),
+            f"```python\ndef {method}{_signature(function)}\n```",
+            _prose(function),
+        ]
+    return "\n\n".join(parts)
+
+
+def spec(_: None) -> str:
+    """All keys of a spec, a table for each class of entry."""
+    study = _table({"properties": STUDY_KEYS}, {})
+    parts = [
+        "### Several runs",
+        "Beside the keys of one run, in a file that stands for several.",
+        study,
+    ]
+    for title, model in _SPEC_MODELS.items():
+        schema = model.model_json_schema()
+        parts += [f"### {title}", _prose(model), _table(schema, schema.get("$defs", {}))]
+    return "\n\n".join(parts)
+
+
+def components(kind: str) -> str:
+    """What is bundled of a kind: what it is, what it does by default, its parameters."""
+    parts: list[str] = []
+    for name in registry().names(kind):
+        cls = registry().find(kind, name)
+        if not cls.__module__.startswith("kdzoo_plugins."):
+            continue  # installed here, but not ours
+        parts += [f"### `{name}`", _prose(cls)]
+        if issubclass(cls, kdzoo.Loss):
+            parts.append(_defaults(cls))
+        schema = cls.Params.model_json_schema()
+        if schema["properties"]:
+            parts.append(_table(schema, schema.get("$defs", {})))
+        parts.append(f"In `{cls.__module__}`.")
+    return "\n\n".join(parts)
+
+
+def _defaults(loss: type[kdzoo.Loss]) -> str:
+    """What a loss was published with."""
+    said = [f"follows the {loss.guidance}"]
+    if loss.guidance == "teacher":
+        said.append(
+            f"weight {loss.default_weight:g} beside {loss.default_label_weight:g} of labels"
+        )
+    if loss.default_warmup_epochs:
+        said.append(f"rising over {loss.default_warmup_epochs} epochs")
+    pairs = [f"{pair.student} / {pair.teacher}" for pair in loss.default_layers]
+    said.append(f"layers (student / teacher) {', '.join(pairs)}" if pairs else "reads the logits")
+    if loss.default_adapter:
+        said.append(f"adapter `{loss.default_adapter}`")
+    if loss.needs_indices:
+        said.append("remembers samples")
+    return f"By default: {'; '.join(said)}."
+
+
+_SPEC_MODELS: dict[str, type[BaseModel]] = {
+    "A run": models.Spec,
+    "`stages`": models.Stage,
+    "`train`": models.Train,
+    "`data`": models.DataEntry,
+    "`student`": models.ModelEntry,
+    "`teacher`": models.TeacherEntry,
+    "`losses`": models.LossEntry,
+    "`layers` of a loss": models.LayersEntry,
+    "`normalize` of a model": models.NormalizeEntry,
+}
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    "hook": hook,
+    "contract": contract,
+    "spec": spec,
+    "components": components,
+}
+
+
+def _attributes(cls: type) -> Iterator[str]:
+    """What a subclass may set, with the values that it has otherwise."""
+    for name, annotation in vars(cls).get("__annotations__", {}).items():
+        value = vars(cls).get(name, inspect.Signature.empty)
+        if isinstance(value, frozenset):
+            value = f"frozenset({{{', '.join(map(repr, sorted(value)))}}})"
+        elif value is not inspect.Signature.empty:
+            value = repr(value)
+        line = f"{name}: {annotation}" + (f" = {value}" if isinstance(value, str) else "")
+        yield line.replace("'", '"')
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    signature = inspect.signature(function)
+    if is_dataclass(function):  # what its __init__ answers says nothing
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
+    lines = [str(part).replace("'", "") for part in signature.parameters.values()]
+    lines = [line.replace("<factory>", "{}") for line in lines]
+    answer = signature.return_annotation
+    arrow = "" if answer is inspect.Signature.empty else f" -> {answer}".replace("'", "")
+    one = f"({', '.join(lines)}){arrow}"
+    return one if len(one) < 84 else "(\n    " + ",\n    ".join(lines) + f",\n){arrow}"
+
+
+def _prose(documented: Any) -> str:
+    """A docstring as Markdown: its sections become lists, its roles plain code."""
+    text = inspect.cleandoc(documented.__doc__ or "")
+    text = re.sub(r":\w+:`~?([^`]+)`", lambda found: f"`{found[1]}`", text).replace("``", "`")
+    blocks = [_section(block) for block in text.split("\n\n")]
+    return "\n\n".join(blocks)
+
+
+def _section(block: str) -> str:
+    title, _, rest = block.partition("\n")
+    if title.removesuffix(":") not in _SECTIONS:
+        return block
+    items: list[str] = []
+    for line in inspect.cleandoc("\n" + rest).splitlines():
+        if line.startswith(" ") and items:
+            items[-1] += " " + line.strip()
+        elif title == "Returns:":
+            items = [" ".join([*items, line])]
+        else:
+            name, _, meaning = line.partition(": ")
+            items.append(f"`{name}`: {meaning}")
+    return f"*{title.removesuffix(':')}*\n\n" + "\n".join(f"- {item}" for item in items)
+
+
+def _table(schema: _Schema, definitions: _Schema) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, field in schema["properties"].items():
+        needed = key in schema.get("required", ())
+        cells = [f"`{key}`", _type(field, definitions), _default(field, needed)]
+        description = field.get("description") or definitions[_name(field)]["description"]
+        rows.append("| " + " | ".join([*cells, description.replace("|", r"\|")]) + " |")
+    return "\n".join(rows)
+
+
+def _default(field: _Schema, needed: bool) -> str:
+    if needed:
+        return "required"
+    if "by default" in field.get("description", ""):  # it depends on something, and that is said
+        return ""
+    value = field.get("default")
+    if value in (None, ""):
+        return ""
+    if isinstance(value, dict | list):
+        return f"`{_short(value)}`"
+    return f"`{json.dumps(value, ensure_ascii=False)}`".replace('"', "")
+
+
+def _short(value: Any) -> str:
+    """A default as a spec may write it: a component that says no more than its name is its name."""
+    if isinstance(value, list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    if isinstance(value, dict):
+        said = {key: item for key, item in value.items() if item is not None}
+        if said.get("id") == said.get("use"):
+            return str(said["use"])
+        if list(said) == ["use"]:
+            return str(said["use"])
+        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in said.items()) + "}"
+    return str(value)
+
+
+def _type(field: _Schema, definitions: _Schema) -> str:
+    """A field's type in words, with its bounds."""
+    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
+    return " or ".join(_one_type(choice, definitions) for choice in choices)
+
+
+def _name(field: _Schema) -> str:
+    return str(field.get("$ref", "")).rpartition("/")[2]
+
+
+def _one_type(field: _Schema, definitions: _Schema) -> str:
+    if "$ref" in field:
+        return _name(field).removesuffix("Entry").lower() + " entry"
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    kind = field.get("type")
+    if kind == "array":
+        items = field.get("items") or (field.get("prefixItems") or [{}])[0]
+        return f"list of {_type(items, definitions)}"
+    words = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+    }
+    return ", ".join([words.get(str(kind), "mapping"), *_bounds(field)])
+
+
+def _bounds(field: _Schema) -> Iterator[str]:
+    for key, sign in (
+        ("minimum", "at least"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "at most"),
+        ("exclusiveMaximum", "below"),
+    ):
+        if key in field:
+            yield f"{sign} {field[key]:g}"
+
+
+if __name__ == "__main__":
+    for path in sorted(DOCS.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = renewed(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"renewed {path.relative_to(DOCS.parent)}")
