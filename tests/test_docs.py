@@ -50,7 +50,7 @@ def test_the_first_spec_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "name", "checks"),
     [
-        ("policies", "TopOfTheClass", ["contract", "state_dict"]),
+        ("policies", "BetterTeacher", ["contract", "state_dict"]),
         ("models", "TwoLayers", ["contract", "declared_layers"]),
     ],
 )
