@@ -93,7 +93,8 @@ def run(
         message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
         print(f"\n{message}", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(f"TensorBoard:    tensorboard --logdir {runs}")
+    if any(observer.use == "tensorboard" for each in specs for observer in each.observers):
+        print(f"TensorBoard:    tensorboard --logdir {runs}")
 
 
 @app.command()

@@ -249,6 +249,8 @@ class _Session:
     def _found(self, directory: RunDirectory, role: Role) -> Run:
         log.info("%s: finished before, in %s", role, directory.path)
         keep_environment(directory, self.device)
+        if not (directory.page.exists() and directory.table.exists()):
+            write_run_page(directory)  # the run was killed between its report and its page
         return Run(directory.path, Report.read(directory.report))
 
     def images(self, spec: Spec) -> Images:

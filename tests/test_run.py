@@ -205,6 +205,12 @@ def test_a_finished_run_is_reported_and_not_repeated(
     assert again == run
     assert (run.directory / "checkpoint.pt").stat().st_mtime_ns == before
     assert f"student: finished before, in {run.directory}" in caplog.text
+    pages = [(run.directory / name) for name in ("report.html", "report.csv")]
+    written = [page.read_bytes() for page in pages]
+    pages[0].unlink()  # as if it had been killed before it wrote its page
+    pages[1].unlink()
+    kdzoo.run(tiny, runs=tmp_path)
+    assert [page.read_bytes() for page in pages] == written
     content = files(run)
     caplog.clear()
     fresh = kdzoo.run(tiny, runs=tmp_path, fresh=True)

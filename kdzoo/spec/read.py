@@ -278,7 +278,7 @@ class _Reader:
         if checkpoint is not None:
             file = _resolved(self.document.directory, checkpoint)
             if not _is_file(file):
-                self.problem((*path, "checkpoint"), f"there is no file {file}")
+                self.problem((*path, "checkpoint"), f"{file} is not there, or is no file")
             entry = entry.model_copy(update={"checkpoint": str(file)})
         return entry
 

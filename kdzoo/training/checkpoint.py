@@ -18,7 +18,7 @@ from torch import Tensor
 from kdzoo.errors import CheckpointError, PluginError
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["Best", "Checkpoint", "load_tensors", "refuse_more_than_data"]
+__all__ = ["Best", "Checkpoint", "load_tensors", "not_a_checkpoint", "refuse_more_than_data"]
 
 _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")  # how torch names what it does not read
 
@@ -122,7 +122,7 @@ def _tensor(value: Any) -> bool:
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote, as long as it is data: no code in the file is run.
 
-    NumPy's numbers are data too: published files hold an accuracy beside the weights.
+    NumPy's numbers and arrays are data too: published files hold accuracies beside the weights.
 
     Raises:
         CheckpointError: the file is damaged, or holds more than data.
@@ -137,12 +137,31 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:
         if found := _REFUSED.search(str(error)):
             raise CheckpointError(
-                f"{path}: holds something else than tensors and plain data ({found[1]}); save a "
-                "state dict in it, `model.state_dict()`"
+                f"{path}: holds something else than tensors and plain data ({found[1]}), which "
+                "could run code; save a state dict alone, `torch.save(model.state_dict(), ...)`. "
+                "If you trust who made the file, read it yourself with `torch.load(..., "
+                "weights_only=False)`, and save what it has of weights"
             ) from error
-        raise CheckpointError(
-            f"{path}: is damaged, or holds something else than tensors and plain data"
-        ) from error
+        reason = not_a_checkpoint(path) or (
+            "is damaged, or holds something else than tensors and plain data"
+        )
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def not_a_checkpoint(path: Path) -> str:
+    """Why a file that could not be read never was one; empty if it may have been."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(512).lstrip()
+    except OSError:
+        return ""
+    if not start:
+        return "is empty"
+    if start.startswith(b"\x1f\x8b"):
+        return "is packed with gzip; unpack it first"
+    if start.startswith(b"<"):
+        return "is a web page and no checkpoint; download it again"
+    return ""
 
 
 def _check_sums(path: Path) -> None:
@@ -160,8 +179,11 @@ def _check_sums(path: Path) -> None:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What the pickle of a NumPy number calls, by the names that it has had."""
+    """What the pickle of NumPy's numbers and arrays calls, by the names that it has had."""
     make = np.float64().__reduce__()[0]
+    build = np.zeros(1).__reduce__()[0]
     types = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "efd?"}
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    return [np.dtype, *types, *((make, f"{module}.scalar") for module in modules)]
+    names = {"scalar": make, "_reconstruct": build}
+    called = [(what, f"{module}.{name}") for module in modules for name, what in names.items()]
+    return [np.dtype, np.ndarray, *types, *called]

@@ -21,7 +21,7 @@ from kdzoo.extend.bases import ModelSource
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Layers
 from kdzoo.extend.registry import registry
-from kdzoo.training.checkpoint import load_tensors
+from kdzoo.training.checkpoint import load_tensors, not_a_checkpoint
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["NetworkRecipe", "load_weights"]
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
     state = _unwrapped(state, own, file)
     aliases = set(own) - set(_without_aliases(own))
     problems = [
-        *_differences("lacks", sorted(set(own) - set(state) - aliases)),
+        *_differences("lacks", sorted(_needed(own) - set(state) - aliases)),
         *_differences("has, unknown to the model,", sorted(set(state) - set(own))),
         *_differences(
             "has in another shape",
@@ -154,6 +154,12 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
         for key in ("model", "state_dict"):
             if isinstance(content.get(key), dict):
                 return _state_dict_in(content[key], file)
+        others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+        if len(others) < len(content) / 2:  # a state dict but for these
+            raise CheckpointError(
+                f"{file}: is no state dict: beside tensors it has {_few(others)}; remove "
+                f"{'it' if len(others) == 1 else 'them'}, and save it again"
+            )
         found = {key: value for key, value in content.items() if _is_state_dict(value)}
         if len(found) > 1:
             names = ", ".join(map(str, found))
@@ -179,7 +185,7 @@ def _unwrapped(
     state: dict[str, Tensor], own: Mapping[str, Tensor], file: Path
 ) -> dict[str, Tensor]:
     """The model's own entries by its own names, out of those of whatever wraps it."""
-    names = list(_without_aliases(own))
+    names = [name for name in _without_aliases(own) if name in _needed(own)]
     if not names or state.keys() >= set(names):
         return state
     ends = f".{names[0]}"
@@ -192,9 +198,18 @@ def _unwrapped(
             f"{file}: holds several networks of this architecture ({', '.join(likely)}); save "
             "the one that is meant alone"
         )
-    # If none fits, the error that follows is clearer without what its names begin with.
-    prefix = min(likely, key=len) if likely else _common_prefix(state)
+    # If none fits, the error that follows is about the one that has the most of the names.
+    counts = {p: sum(p + name in state for name in names) for p in ("", *likely)}
+    prefix = max(counts, key=counts.__getitem__)
+    if not counts[prefix]:
+        prefix = _common_prefix(state)
     return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def _needed(own: Mapping[str, Tensor]) -> set[str]:
+    """The entries that a file must have: torch before 0.4.1 did not count batches, and only a norm
+    without momentum looks at the count."""
+    return {name for name in own if not name.endswith("num_batches_tracked")}
 
 
 def _common_prefix(names: Iterable[str]) -> str:
@@ -233,10 +248,12 @@ def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _differences(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
+    return [f"{what} {_few(names)}"] if names else []
+
+
+def _few(names: Sequence[object]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what} {', '.join(names[:3])}{more}"]
+    return ", ".join(map(str, names[:3])) + more
 
 
 @contextlib.contextmanager
@@ -245,4 +262,5 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+        reason = not_a_checkpoint(file) or f"cannot be read: {error}"
+        raise CheckpointError(f"{file}: {reason}") from error

@@ -233,7 +233,11 @@ def write_kitti(root: Path) -> None:
         ("ImageNet", {"download": True}, "torchvision cannot download ImageNet; its documentation"),
         ("ImageNet", {}, "torchvision's ImageNet is not in ROOT: "),
         ("EuroSAT", {}, "torchvision's EuroSAT cannot be used: it is not divided into a training"),
-        ("EMNIST", {}, "torchvision's EMNIST cannot be used: it needs split"),
+        (
+            "EMNIST",
+            {},
+            "torchvision's EMNIST cannot be used by name: it needs a choice of split; make a",
+        ),
         (
             "Kitti",
             {},

@@ -94,7 +94,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("name: digits-tllm", "nam: x", "name: is missing"),
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
         ("train: {epochs: 20}}", "}", "say where its weights come from: `train`"),
-        ("train: {epochs: 20}}", "checkpoint: no.pt}", "teacher.checkpoint: there is no file"),
+        ("train: {epochs: 20}}", "checkpoint: no.pt}", "no.pt is not there, or is no file"),
         ("{use: kd, weight: 0.9", "{use: ce, weight: 0.9", 'another loss has the id "ce"'),
         ("temperature: 4", "layers: {student: 1, teacher: 1}", "compares logits, not layers"),
         ("temperature: 4", "adapter: sample-linear", 'loss "kd" takes no adapter'),

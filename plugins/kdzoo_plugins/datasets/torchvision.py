@@ -112,7 +112,8 @@ class Torchvision(kdzoo.DataSource):
         for choice in choices:
             if missing := _required(parameters) - given.keys() - choice.keys():
                 raise kdzoo.DataError(
-                    f"torchvision's {name} cannot be used: it needs {', '.join(sorted(missing))}"
+                    f"torchvision's {name} cannot be used by name: it needs a choice of "
+                    f"{', '.join(sorted(missing))}; make a data source of it, or class folders"
                 )
             try:
                 return found(**given, **choice)
