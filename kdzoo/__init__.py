@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdzoo.errors import LockedError as LockedError
     from kdzoo.errors import NonFiniteError as NonFiniteError
     from kdzoo.errors import PluginError as PluginError
+    from kdzoo.errors import ProcessError as ProcessError
     from kdzoo.errors import RunError as RunError
     from kdzoo.errors import SpecError as SpecError
     from kdzoo.errors import did_you_mean as did_you_mean
@@ -71,6 +72,7 @@ _HOMES = {
         "LockedError",
         "NonFiniteError",
         "PluginError",
+        "ProcessError",
         "RunError",
         "SpecError",
         "did_you_mean",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import signal
@@ -81,18 +82,32 @@ def run(
     """Do what a spec says; continue it if it was cut off."""
     import kdzoo
     from kdzoo.spec.read import read_study
+    from kdzoo.training.distributed import processes
 
     _add(plugin)
+    first = processes().first  # of several, the one that speaks for all
+    if not first:
+        logging.getLogger("kdzoo").setLevel(logging.ERROR)
     try:
         specs = read_study(spec, settings or ())
         if len(specs) == 1:
-            _show_run(kdzoo.run(specs[0], runs=runs, fresh=fresh))
+            one = kdzoo.run(specs[0], runs=runs, fresh=fresh)
+            show = functools.partial(_show_run, one)
         else:
-            _show_study(kdzoo.run_study(spec, settings or (), runs=runs, fresh=fresh))
+            several = kdzoo.run_study(spec, settings or (), runs=runs, fresh=fresh)
+            show = functools.partial(_show_study, several)
     except KeyboardInterrupt:
-        message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
-        print(f"\n{message}", file=sys.stderr)
+        if processes().may_speak():
+            message = "kdzoo: interrupted; the same command goes on from the last finished epoch"
+            print(f"\n{message}", file=sys.stderr)
         raise typer.Exit(130) from None
+    except KdzooError:
+        if not processes().may_speak():
+            raise typer.Exit(1) from None
+        raise
+    if not first:
+        return
+    show()
     if any(observer.use == "tensorboard" for each in specs for observer in each.observers):
         print(f"TensorBoard:    tensorboard --logdir {runs}")
 

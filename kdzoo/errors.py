@@ -7,7 +7,8 @@
     |-- CheckpointError   weights or a checkpoint cannot be read, or belong to something else
     `-- RunError          a run cannot go on: the disk, the lock, ...
         |-- LockedError       another process is in the run directory
-        `-- NonFiniteError    a loss or a weight became NaN or infinite
+        |-- NonFiniteError    a loss or a weight became NaN or infinite
+        `-- ProcessError      one of the processes that train together failed or was lost
 
 A message names what is wrong, where, and what would be right. The command line prints it
 without a traceback and exits with status 1.
@@ -25,6 +26,7 @@ __all__ = [
     "LockedError",
     "NonFiniteError",
     "PluginError",
+    "ProcessError",
     "RunError",
     "SpecError",
     "did_you_mean",
@@ -63,6 +65,10 @@ class LockedError(RunError):
 
 class NonFiniteError(RunError):
     """A loss or a weight became NaN or infinite."""
+
+
+class ProcessError(RunError):
+    """One of the processes that train a run together failed or was lost."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

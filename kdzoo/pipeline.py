@@ -6,15 +6,18 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
+from kdzoo.data.decode import cores
 from kdzoo.data.images import Images, ImageSet
 from kdzoo.data.load import load_images
 from kdzoo.distill.distiller import Distiller
@@ -22,6 +25,7 @@ from kdzoo.distill.network import Network
 from kdzoo.distill.terms import Term, make_loss, set_up_policy
 from kdzoo.errors import (
     CheckpointError,
+    DataError,
     KdzooError,
     LockedError,
     NonFiniteError,
@@ -44,8 +48,9 @@ from kdzoo.spec.read import dump_spec, read_spec, read_study
 from kdzoo.training.answers_file import read_answers, write_answers
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.correction import fit_correction
-from kdzoo.training.curves_file import read_curves
+from kdzoo.training.curves_file import curves_as_csv, read_curves
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.distributed import processes
 from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import Evaluation, Ints, evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, try_step
@@ -59,6 +64,7 @@ __all__ = ["Run", "Study", "evaluate_run", "load_student", "run", "run_study"]
 log = logging.getLogger("kdzoo")
 
 Role = Literal["teacher", "baseline", "student"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def run(
     """Do what a spec says, or finish what was cut off, or find what was done before.
 
     The teacher and the baseline are runs of their own, in directories of their own, and are found
-    again by every spec that would train the same ones.
+    again by every spec that would train the same ones. Called in several processes that torchrun
+    started, it trains in all of them together; each is answered the same.
 
     Args:
         spec: a YAML file, or the same as a mapping.
@@ -112,10 +119,14 @@ def run(
     Raises:
         KdzooError: see :mod:`kdzoo.errors`.
     """
-    resolved = read_spec(spec, overrides)
-    registry().warn_of_broken()
-    with _threads(resolved):
-        return _Session(Path(runs), resolved).do(resolved, "student", fresh=fresh)
+
+    def one() -> Run:
+        resolved = read_spec(spec, overrides)
+        registry().warn_of_broken()
+        with _threads(resolved):
+            return _Session(Path(runs), resolved).do(resolved, "student", fresh=fresh)
+
+    return _led(one, Path(runs))
 
 
 def run_study(
@@ -139,9 +150,12 @@ def run_study(
     Raises:
         KdzooError: see :mod:`kdzoo.errors`.
     """
-    specs = read_study(spec, overrides)
+    return _led(lambda: _run_study(read_study(spec, overrides), Path(runs), fresh), Path(runs))
+
+
+def _run_study(specs: tuple[Spec, ...], runs: Path, fresh: bool) -> Study:
     registry().warn_of_broken()
-    sessions = _Sessions(Path(runs))
+    sessions = _Sessions(runs)
     _try_settings(sessions, specs)
     done: dict[int, Run] = {}
     failures: list[KdzooError] = []
@@ -163,9 +177,20 @@ def run_study(
         raise RunError(f"no run of {len(specs)} was finished; the first failed so:\n{failures[0]}")
     identities = [sessions.of(one).identity(one) for one in specs]
     identity = hashlib.sha256("".join(identities).encode()).hexdigest()[:10]
-    directory = Path(runs) / f"{specs[0].name}-study-{identity}"
+    directory = runs / f"{specs[0].name}-study-{identity}"
     report = write_study(directory, [RunDirectory(one.directory) for one in finished])
     return Study(directory, report, finished, tuple(failures))
+
+
+def _led(work: Callable[[], T], runs: Path) -> T:
+    """Work that the first process does, while the others take part in what it trains."""
+    sessions = _Sessions(runs)
+
+    def part(job: _Job) -> None:
+        with _threads(job.spec):
+            sessions.of(job.spec).take_part(job)
+
+    return processes().lead(work, part)
 
 
 def load_student(directory: str | Path) -> Network:
@@ -214,6 +239,24 @@ def evaluate_run(directory: str | Path) -> Score:
     return Score.of(_test(student, images), images.classes)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A run that several processes train."""
+
+    spec: Spec
+    role: Role
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """Where the training begins, as the first process has found it in the directories of runs."""
+
+    info: RunInfo
+    start: Checkpoint | None
+    baseline: Floats | None
+
+
 class _Session:
     """One command: the runs that it needs, and the images they share."""
 
@@ -221,6 +264,8 @@ class _Session:
         self.runs = runs
         self.device = _device(spec.device)
         self.workers = spec.data.workers
+        if self.workers is None and processes().count > 1:  # they share the machine's cores
+            self.workers = max(cores() // processes().local_count, 1)
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
 
@@ -235,7 +280,7 @@ class _Session:
         """
         directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
         if not fresh and directory.finished:
-            return self._found(directory, role)
+            return self._found(directory, spec, role)
         # All parts are put together before anything is trained, so that whatever does not fit is
         # found at once and not after the teacher.
         plan = _Plan(self, spec, role)
@@ -243,12 +288,29 @@ class _Session:
             if fresh:
                 directory.clear()
             elif directory.finished:  # by the process that had the lock
-                return self._found(directory, role)
+                return self._found(directory, spec, role)
             return Run(directory.path, plan.train(directory, plan.train_others()))
 
-    def _found(self, directory: RunDirectory, role: Role) -> Run:
+    def take_part(self, job: _Job) -> None:
+        """In another process than the first: train with it."""
+        if self.images(job.spec).fingerprint != job.fingerprint:
+            raise DataError(
+                f'data "{job.spec.data.use}": the images are not those of the first process; each '
+                "machine needs the same"
+            )
+        _Plan(self, job.spec, job.role).fit(None)
+
+    def keep_environment(self, directory: RunDirectory, spec: Spec) -> None:
+        keep_environment(
+            directory,
+            self.device,
+            processes=processes().count,
+            compiled=any(stage.train.compile for stage in spec.stages),
+        )
+
+    def _found(self, directory: RunDirectory, spec: Spec, role: Role) -> Run:
         log.info("%s: finished before, in %s", role, directory.path)
-        keep_environment(directory, self.device)
+        self.keep_environment(directory, spec)
         if not (directory.page.exists() and directory.table.exists()):
             write_run_page(directory)  # the run was killed between its report and its page
         return Run(directory.path, Report.read(directory.report))
@@ -285,10 +347,13 @@ class _Session:
         return self._data[key]
 
     def identity(self, spec: Spec) -> str:
-        """A hash of all that decides a run's result: not of names, observers or devices."""
+        """A hash of all that decides a run's result but for rounding: not of names, observers,
+        devices or compilation."""
         images = self.images(spec)
         hidden = {"name", "observers", "log_every", "device", "threads", "teacher", "data_seed"}
         decides = spec.model_dump(mode="json", exclude=hidden)
+        for stage in decides["stages"]:
+            del stage["train"]["compile"]
         # The source's own params say where images are; what they are says the fingerprint.
         kept = DataEntry.model_fields.keys() - {"workers"}
         decides["data"] = spec.data.model_dump(mode="json", include=kept) | {
@@ -371,6 +436,8 @@ class _Plan:
             self.others["teacher"] = trained
         if spec.baseline:
             self.others["baseline"] = baseline_spec(spec)
+        _refuse_too_many_processes(spec, self.images)
+        _need_compiler(spec, session.device)
         self.recipe = _recipe(spec.student, self.images, "student")
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
         # The weights of a teacher that comes out of a run are filled in when that run is done.
@@ -414,14 +481,14 @@ class _Plan:
         if self.teacher is not None and "teacher" in runs:
             weights = RunDirectory(runs["teacher"].directory).student
             load_weights(self.teacher.model, weights, "the teacher")
+        baseline = None
         if "baseline" in runs:
-            self.distiller.curves.baseline = self._baseline_curve(runs["baseline"])
+            baseline = self._baseline_curve(runs["baseline"])
             self._compare_teacher(runs["baseline"])
-        self.distiller.fold_teacher(self.images.example.inputs)
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
-        keep_environment(directory, self.session.device)
+        self.session.keep_environment(directory, self.spec)
         text = dump_spec(self.spec)
         directory.write(directory.spec, text.encode())
         info = RunInfo(
@@ -431,22 +498,42 @@ class _Plan:
             classes=self.images.classes,
             epochs=self.spec.epochs,
             steps=sum(
-                self.images.steps(stage.train.batch_size) * epochs
+                len(self.images.sizes(stage.train.batch_size)) * epochs
                 for stage, epochs in zip(self.spec.stages, self.spec.stage_epochs, strict=True)
             ),
             epoch=start.epoch if start else 0,
             step=start.step if start else 0,
             spec=text,
         )
-        trainer = Trainer(
-            self.spec, self.images, self.distiller, self.stages, directory, self.observers
-        )
-        curves = trainer.fit(info, start)
+        processes().give_out(_Job(self.spec, self.role, self.images.fingerprint))
+        trainer, curves = self.fit(_Beginning(info, start, baseline))
+        # Again: the run may have been killed between its last checkpoint and these curves.
+        directory.write(directory.classes, curves_as_csv(info.classes, curves))
         self.recipe.save(self.student, directory)
         report = self._report(directory, trainer, curves, runs)
         directory.write(directory.report, report.as_json())
         write_run_page(directory)
         return report
+
+    def fit(self, found: _Beginning | None) -> tuple[Trainer, TeachingCurves]:
+        """Train, in all processes together; all but the first are told where it begins."""
+        with processes().together(self.session.device):
+            beginning = processes().shared(found)
+            assert beginning is not None
+            if self.teacher is not None:
+                processes().same(self.teacher)
+            self.distiller.curves.baseline = beginning.baseline
+            self.distiller.fold_teacher(self.images.example.inputs)
+            trainer = Trainer(
+                self.spec,
+                self.images,
+                self.distiller,
+                self.stages,
+                RunDirectory(beginning.info.directory),
+                self.observers if processes().first else (),
+                processes(),
+            )
+            return trainer, trainer.fit(beginning.info, beginning.start)
 
     def _report(
         self,
@@ -662,9 +749,43 @@ def _losses(spec: Spec) -> dict[str, Loss]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise RunError("device: cuda is asked for, and torch finds none; use cpu or auto")
-    return torch.device(name)
+    if processes().count == 1:
+        return torch.device("cuda")
+    there = torch.cuda.device_count()
+    if processes().local_rank >= there:
+        raise RunError(
+            f"there are {processes().local_count} processes on a machine with {there} GPUs; start "
+            "one process a GPU, or say `device: cpu`"
+        )
+    torch.cuda.set_device(processes().local_rank)
+    return torch.device("cuda", processes().local_rank)
+
+
+def _refuse_too_many_processes(spec: Spec, images: Images) -> None:
+    count = processes().count
+    for stage in spec.stages:
+        fewest = min(images.sizes(stage.train.batch_size))
+        if fewest < count:
+            raise SpecError(
+                f"batch_size: {stage.train.batch_size} leaves {fewest} images for a step of the "
+                f"{len(images.train)} training images, and there are {count} processes; choose "
+                "another, or start fewer processes"
+            )
+
+
+def _need_compiler(spec: Spec, device: torch.device) -> None:
+    if not any(stage.train.compile for stage in spec.stages):
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise RunError(
+            f"compile: torch needs a C++ compiler, and there is no {compiler}; install one, name "
+            "another in the variable CXX, or say `compile: false`"
+        )
 
 
 def _file_hash(path: str | None) -> str | None:

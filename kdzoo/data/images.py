@@ -16,7 +16,7 @@ from kdzoo.data.hashing import hashed
 from kdzoo.errors import DataError
 from kdzoo.seeds import stream
 
-__all__ = ["ImageSet", "Images", "Split", "View"]
+__all__ = ["ImageSet", "Images", "Split", "View", "own_rows"]
 
 
 @dataclass(frozen=True)
@@ -106,27 +106,33 @@ class Images:
         with contextlib.closing(self.train.plain(2)) as views:
             return next(views)
 
-    def steps(self, batch_size: int) -> int:
-        """How many steps an epoch has."""
-        full, rest = divmod(len(self.train), batch_size)
-        return full + (rest > 1) if full else 1
-
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[View]:
-        """Augmented training batches in the order of one epoch.
+    def sizes(self, batch_size: int) -> list[int]:
+        """How many images each step of an epoch has.
 
         The last batch is short where the sizes do not divide. A single left-over image joins the
         batch before it, since batch norm cannot train on one.
+        """
+        full, rest = divmod(len(self.train), batch_size)
+        steps = full + (rest > 1) if full else 1
+        return [batch_size] * (steps - 1) + [len(self.train) - batch_size * (steps - 1)]
+
+    def epoch(
+        self, number: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> Iterator[View]:
+        """Augmented training batches in the order of one epoch.
 
         Args:
             number: the epoch, counted from 0; order and views are functions of it.
             batch_size: images a batch.
             seed: the run's seed.
+            rank: of several processes, the one that these views are for.
+            processes: how many there are; each gets its own rows of every batch.
         """
         generator = torch.Generator().manual_seed(stream(seed, "order", number))
         order = torch.randperm(len(self.train), generator=generator)
-        steps = self.steps(batch_size)
-        sizes = [batch_size] * (steps - 1) + [len(order) - batch_size * (steps - 1)]
-        return self.train.augmented(order, sizes, number)
+        batches = torch.split(order, self.sizes(batch_size))
+        own = [batch[own_rows(len(batch), rank, processes)] for batch in batches]
+        return self.train.augmented(torch.cat(own), [len(rows) for rows in own], number)
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,11 @@ class ImageSet(ABC):
     @abstractmethod
     def _test(self, augmentation: Augmentation) -> Split:
         """The test set."""
+
+
+def own_rows(size: int, rank: int, processes: int) -> slice:
+    """The rows of a batch that one of several processes has: as many as each other, or one more."""
+    return slice(size * rank // processes, size * (rank + 1) // processes)
 
 
 def _held_out(targets: Tensor, share: float, seed: int) -> Tensor:

@@ -142,16 +142,21 @@ class Distiller(nn.Module):
         """
         return 0 if self._teacher is None else fold_batch_norm(self._teacher, example)
 
-    def begin_stage(self, terms: Sequence[Term], policy: ClassPolicy | None) -> None:
+    def begin_stage(
+        self, terms: Sequence[Term], policy: ClassPolicy | None, *, compiled: bool = False
+    ) -> None:
         """From now on these terms and this policy apply.
 
         Args:
             terms: their losses must have been among those given at construction, so that a loss's
                 own parameters persist over the stages that use it.
             policy: a policy after its ``setup``.
+            compiled: whether torch compiles the steps, as one graph each: equal but for rounding.
+                What a step then says of the student's outputs passes no gradient.
         """
         self.terms = tuple(terms)
         self.policy = policy
+        self._compiled = _as_one_graph(self._measure) if compiled else None
         self._first_epoch = len(self.curves.history)
         if policy is None:
             self.teacher_weights.fill_(1)
@@ -179,6 +184,17 @@ class Distiller(nn.Module):
         self._check_batch(inputs, targets)
         if progress is None:
             progress = float(len(self.curves.history) - self._first_epoch)
+        values, student = (self._compiled or self._measure)(inputs, targets, indices, progress)
+        # Not in the graph, which would be another one for each factor.
+        total = student.logits.new_zeros(())
+        for term in self.terms:
+            total = total + term.factor(progress) * values[term.id]
+        return Step(values, total, student)
+
+    def _measure(
+        self, inputs: Tensor, targets: Tensor, indices: Tensor | None, progress: float
+    ) -> tuple[dict[str, Tensor], Outputs]:
+        """Each term's value, and the student's outputs; the curves take the batch in."""
         student = self._student(inputs)
         teacher = self._teach(inputs)
         if self.training:
@@ -192,15 +208,17 @@ class Distiller(nn.Module):
         )
         batches = {"teacher": batch, "label": replace(batch, weights=self.label_weights[targets])}
         values: dict[str, Tensor] = {}
-        total = student.logits.new_zeros(())
         for term in self.terms:
             if term.loss.needs_indices and indices is None:
                 raise SpecError(f'loss "{term.id}" remembers samples: pass their indices')
             batch = batches[term.loss.guidance]
             rows = _checked_rows(term, student, teacher, batch)
             values[term.id] = (batch.weights * rows).sum() / len(targets)
-            total = total + term.factor(progress) * values[term.id]
-        return Step(values, total, student)
+        if torch.compiler.is_compiling():
+            # What no term depends on would get a gradient of zeros, and its weights would decay.
+            features = {layer: value.detach() for layer, value in student.features.items()}
+            student = Outputs(student.logits.detach(), features)
+        return values, student
 
     def end_epoch(self) -> TeachingCurves:
         """Close the epoch: the curves get a point, and the policy answers with new weights.
@@ -327,6 +345,13 @@ class Distiller(nn.Module):
                     "that are negative, NaN or infinite"
                 )
             getattr(self, f"{which}_weights").copy_(torch.from_numpy(values))
+
+
+def _as_one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function as torch compiles it; it draws the numbers that it would draw without."""
+    # All distillers share this function, and it may be compiled only so often.
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, options={"fallback_random": True})
 
 
 class _NoTeacher(Outputs):

@@ -91,7 +91,7 @@ class Train(_Strict):
     """How long and with which optimizer a stage trains."""
 
     epochs: int = Field(ge=1, description="How often each training image is seen.")
-    batch_size: int = Field(64, ge=2, description="Images a step.")
+    batch_size: int = Field(64, ge=2, description="Images a step, over all processes.")
     optimizer: TorchEntry = Field(
         TorchEntry.model_validate(
             {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5.0e-4}
@@ -102,6 +102,16 @@ class Train(_Strict):
         None,
         description="One of torch.optim.lr_scheduler by name without LR (multistep, "
         "cosineannealing, ...), with its arguments; stepped once an epoch. None: constant.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="What the networks compute in while they train; weights, losses and evaluation "
+        "stay in single precision. bf16: bfloat16, faster on processors that have it.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile each step with torch.compile: faster steps after a minute or more of "
+        "compiling, equal but for rounding.",
     )
 
 

@@ -18,14 +18,25 @@ __all__ = ["keep_environment"]
 log = logging.getLogger("kdzoo")
 
 
-def keep_environment(directory: RunDirectory, device: torch.device) -> None:
-    """Keep what exactness depends on, as it was when the run began; say what is different now."""
+def keep_environment(
+    directory: RunDirectory, device: torch.device, *, processes: int, compiled: bool
+) -> None:
+    """Keep what exactness depends on, as it was when the run began; say what is different now.
+
+    Args:
+        directory: where it is kept.
+        device: where is computed.
+        processes: how many train together.
+        compiled: whether steps are compiled.
+    """
     now = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": processes,
+        "compiled": compiled,
         "versions": {
             **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
             **{

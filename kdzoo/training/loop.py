@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,6 +29,7 @@ from kdzoo.spec.torch_entries import make_optimizer, make_schedule
 from kdzoo.training.checkpoint import Best, Checkpoint
 from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.distributed import Processes
 from kdzoo.training.evaluate import evaluate
 
 log = logging.getLogger("kdzoo")
@@ -55,6 +56,8 @@ class Trainer:
         stages: the spec's stages, prepared.
         directory: where the checkpoint and the curves go.
         observers: who watches.
+        processes: those that train together; each has a trainer, and the first one keeps what it
+            does.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Trainer:
         stages: Sequence[PreparedStage],
         directory: RunDirectory,
         observers: Sequence[Observer],
+        processes: Processes,
     ) -> None:
         self.spec = spec
         self.images = images
@@ -72,6 +76,7 @@ class Trainer:
         self.stages = stages
         self.directory = directory
         self.observers = observers
+        self.processes = processes
         self.epoch = 0  # how many are done, over all stages
         self.step = 0  # how many are done
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
@@ -96,46 +101,54 @@ class Trainer:
                     self._stage(info, stage, first, last, start)
                     start = None
                 first = last
-        curves = self.distiller.curves.curves()
-        # Again: the run may have been killed between its last checkpoint and these curves.
-        self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
-        return curves
+        return self.distiller.curves.curves()
 
     def _stage(
         self, info: RunInfo, stage: PreparedStage, first: int, last: int, start: Checkpoint | None
     ) -> None:
         """One stage: epochs ``first`` to ``last`` of the run, or those that are left of them."""
-        self.distiller.begin_stage(stage.terms, stage.policy)
+        self.distiller.begin_stage(stage.terms, stage.policy, compiled=stage.spec.train.compile)
         parameters = learning_parameters(self.distiller, stage.spec)
         optimizer = make_optimizer(stage.spec.train.optimizer, parameters)
         schedule = make_schedule(stage.spec.train.schedule, optimizer, stage.spec.train.epochs)
         if start is not None:
             self._restore(start, optimizer, schedule)
         for epoch in range(max(first, self.epoch), last):
-            self._epoch(info, stage.spec, epoch - first, optimizer)
+            self._epoch(info, stage.spec, epoch - first, parameters, optimizer)
             rate = optimizer.param_groups[0]["lr"]
             schedule.step()
+            self.processes.add_up([self.distiller.curves.sums])
             self.epoch, curves = epoch + 1, self.distiller.end_epoch()
             self._close_epoch(info, curves, rate, optimizer, schedule)
 
-    def _epoch(self, info: RunInfo, stage: Stage, epoch: int, optimizer: Optimizer) -> None:
+    def _epoch(
+        self,
+        info: RunInfo,
+        stage: Stage,
+        epoch: int,
+        parameters: Sequence[nn.Parameter],
+        optimizer: Optimizer,
+    ) -> None:
         """All steps of one epoch; ``epoch`` counts from the stage's beginning."""
-        seed, batch_size = self.spec.seed, stage.train.batch_size
-        steps = self.images.steps(batch_size)
+        seed, batch_size, group = self.spec.seed, stage.train.batch_size, self.processes
+        sizes = self.images.sizes(batch_size)  # of the whole batches; a view has our rows of one
+        views = self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)
         window: list[Tensor] = []
         self.distiller.train()
-        for number, view in enumerate(self.images.epoch(self.epoch, batch_size, seed)):
+        for number, (size, view) in enumerate(zip(sizes, views, strict=True)):
             # Seeded step by step: what a loss draws cannot shift the student's dropout, and a run
             # that is continued draws what it would have drawn.
             _reseed(stream(seed, "step", self.step), view.inputs.device)
-            progress = epoch + number / steps
-            step = self.distiller(view.inputs, view.targets, view.indices, progress)
+            progress, share = epoch + number / len(sizes), group.share(size)
+            with group.whole_batch(size), autocast(stage, view.inputs.device):
+                step = self.distiller(view.inputs, view.targets, view.indices, progress)
             optimizer.zero_grad()
-            step.total.backward()
+            (share * step.total).backward()
+            group.add_up([p.grad for p in parameters if p.grad is not None])
             optimizer.step()
             self.step += 1
-            window.append(_row(step))
-            if self.step % self.spec.log_every == 0 or number == steps - 1:
+            window.append(share * _row(step))
+            if self.step % self.spec.log_every == 0 or number == len(sizes) - 1:
                 self._log(info, list(step.terms), window)
                 window = []
 
@@ -143,7 +156,9 @@ class Trainer:
         """Bring some steps' numbers to the host in one copy, check them, show them."""
         names = ["loss/total", *(f"loss/{term}" for term in terms)]
         first = self.step - len(window) + 1
-        values = torch.stack(window).cpu().numpy()
+        rows = torch.stack(window)
+        self.processes.add_up([rows])
+        values = rows.cpu().numpy()
         finite = np.isfinite(values)
         if not finite.all():
             row = int(np.argmin(finite.all(1)))
@@ -167,6 +182,20 @@ class Trainer:
         optimizer: Optimizer,
         schedule: LRScheduler,
     ) -> None:
+        """Refuse broken weights; then the first process keeps the epoch for all."""
+        self._refuse_non_finite()
+        if self.processes.first:
+            self._keep_epoch(info, curves, rate, optimizer, schedule)
+        self.saved = self.epoch
+
+    def _keep_epoch(
+        self,
+        info: RunInfo,
+        curves: TeachingCurves,
+        rate: float,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+    ) -> None:
         """Evaluate, tell the observers, write the checkpoint."""
         scalars = {"lr": float(rate), "accuracy/train": _mean(curves.student, curves.samples)}
         if np.isfinite(curves.teacher[-1]).any():
@@ -179,7 +208,6 @@ class Trainer:
             self.validation.append(measured)
             if self.best is None or measured > self.best.accuracy:
                 self.best = Best(self.epoch, measured, copy.deepcopy(student.state_dict()))
-        self._refuse_non_finite()
         record = EpochRecord(self.epoch, self.step, scalars, curves)
         states: dict[str, dict[str, Any]] = {}
         for observer in self.observers:
@@ -196,7 +224,6 @@ class Trainer:
             validation=self.validation,
             best=self.best,
         ).save(self.directory)
-        self.saved = self.epoch
         self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
 
     def _restore(self, start: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
@@ -236,7 +263,7 @@ class Trainer:
             yield
 
 
-def learning_parameters(distiller: Distiller, stage: Stage) -> list[torch.nn.Parameter]:
+def learning_parameters(distiller: Distiller, stage: Stage) -> list[nn.Parameter]:
     """The parameters that learn in a stage; all others are frozen (not buffers: the running
     statistics of batch norm follow whatever passes).
 
@@ -256,6 +283,11 @@ def learning_parameters(distiller: Distiller, stage: Stage) -> list[torch.nn.Par
     return learning
 
 
+def autocast(stage: Stage, device: torch.device) -> torch.autocast:
+    """In here the networks compute in the precision that the stage says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=stage.train.precision == "bf16")
+
+
 def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: View) -> None:
     """One forward and backward pass of each stage on a copy, so that nobody's mistake waits for the
     teacher to be trained.
@@ -272,7 +304,10 @@ def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: Vie
         for stage in copies:
             copied.begin_stage(stage.terms, stage.policy)
             learning_parameters(copied, stage.spec)
-            step = copied.train()(example.inputs, example.targets, example.indices, progress=0.0)
+            with autocast(stage.spec, example.inputs.device):
+                step = copied.train()(
+                    example.inputs, example.targets, example.indices, progress=0.0
+                )
             if not step.total.requires_grad:
                 raise SpecError(f"learn: no loss depends on {', '.join(stage.spec.learn)}")
             with calling("the backward pass"):

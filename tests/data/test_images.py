@@ -120,7 +120,7 @@ def test_every_image_passes_once_an_epoch_in_a_new_order() -> None:
     orders = []
     for epoch in range(2):
         batches = list(data.epoch(epoch, 8, seed=0))
-        assert len(batches) == data.steps(8)
+        assert len(batches) == len(data.sizes(8))
         orders.append(torch.cat([batch.indices for batch in batches]))
         assert torch.equal(orders[-1].sort().values, data.train.indices.sort().values)
     assert not torch.equal(*orders)
@@ -133,7 +133,7 @@ def test_no_batch_has_a_single_image(count: int, batch_size: int) -> None:
     sizes = [len(view.targets) for view in data.epoch(0, batch_size, seed=0)]
     assert sum(sizes) == count
     assert min(sizes) > 1
-    assert len(sizes) == data.steps(batch_size)
+    assert sizes == data.sizes(batch_size)
 
 
 def test_validation_is_stratified_seeded_and_apart() -> None:

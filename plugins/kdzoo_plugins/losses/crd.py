@@ -18,6 +18,20 @@ _EPSILON = 1e-7
 _LEAST_TEMPERATURE = 0.02
 
 
+@torch.library.custom_op(
+    "kdzoo_crd::taken", mutates_args=(), schema="(Tensor memory, Tensor rows) -> Tensor"
+)
+def _taken(memory: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a memory. A compiled backward pass would look them up again rather than keep them,
+    and the memory has changed by then; it cannot see into an operation of ours."""
+    return memory.index_select(0, rows)
+
+
+@_taken.register_fake
+def _(memory: Tensor, rows: Tensor) -> Tensor:
+    return memory.new_empty(len(rows), memory.shape[1])
+
+
 class ContrastMemory(nn.Module):
     """Both networks' embeddings of all N training samples, and the loss that contrasts with them.
 
@@ -148,7 +162,7 @@ class ContrastMemory(nn.Module):
         """The inner products over tau, with the positives (B,) and with the block (B, M). The
         vectors are copies: the memory may change before the backward pass."""
         embedded = embedded / self.temperature
-        return (embedded * memory[positives]).sum(1), embedded @ memory.index_select(0, block).T
+        return (embedded * _taken(memory, positives)).sum(1), embedded @ _taken(memory, block).T
 
     def _normalizers(self, means: Tensor) -> Tensor:
         """(2,), those of the first step, of which ``means`` (B, 2) are the mean exp(similarities);
