@@ -133,3 +133,24 @@ def test_the_plain_contrast_is_kdzoos(plain: ModuleType) -> None:
             ours.embed_student.weight.grad, theirs.embed_student.linear.weight.grad
         )
     torch.testing.assert_close(ours.memory_student, theirs.memory_student)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (
+            "limit.py --pairs resnet14:resnet8 --batch 2 --rounds 1",
+            ["limit: ", "resnet14", "resnet8 "],
+        ),
+        ("overhead.py --epochs 1", ["curves: ", "losses brought", "an epoch's end"]),
+    ],
+)
+def test_what_a_step_could_cost_is_shown(arguments: str, rows: list[str]) -> None:
+    script, *rest = arguments.split()
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *rest], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for row in rows:
+        assert any(line.startswith(row) for line in done.stdout.splitlines()), done.stdout
