@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py
 
-They do not depend on the networks, so they are profiled in a run of tiny ones on the digits, with the
-default observers looking at every step. Beside whole steps of resnet56 teaching resnet20, where two
-measurements of the same thing differ by more than that, they could not be seen. Being profiled makes
-each of them slower than it is.
+They do not depend on the networks, so they are profiled in a run of tiny ones on the digits, with
+the default observers looking at every step. Beside whole steps of resnet56 teaching resnet20, where
+two measurements of the same thing differ by more than that, they could not be seen. Being profiled
+makes each of them slower than it is.
 """
 
 from __future__ import annotations
