@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
     from kdzoo.extend.hookspecs import API_VERSION as API_VERSION
     from kdzoo.extend.hookspecs import hookimpl as hookimpl
+    from kdzoo.extend.ranges import Choices as Choices
+    from kdzoo.extend.ranges import Range as Range
     from kdzoo.extend.registry import register as register
     from kdzoo.pipeline import Run as Run
     from kdzoo.pipeline import Study as Study
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from kdzoo.report.summary import Report as Report
     from kdzoo.spec.models import Spec as Spec
     from kdzoo.spec.read import read_spec as read_spec
+    from kdzoo.tuning.study import Tuned as Tuned
+    from kdzoo.tuning.study import tune as tune
 
 _HOMES = {
     "pydantic": ["Field"],
@@ -103,11 +107,13 @@ _HOMES = {
         "TeachingCurves",
     ],
     "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
+    "kdzoo.extend.ranges": ["Choices", "Range"],
     "kdzoo.extend.registry": ["register"],
     "kdzoo.report.summary": ["Report"],
     "kdzoo.pipeline": ["Run", "Study", "load_student", "run", "run_study"],
     "kdzoo.spec.models": ["Spec"],
     "kdzoo.spec.read": ["read_spec"],
+    "kdzoo.tuning.study": ["Tuned", "tune"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kdzoo.pipeline import Run, Study
+    from kdzoo.tuning.study import Tuned
 
 __all__ = ["app", "main"]
 
@@ -113,12 +114,46 @@ def run(
 
 
 @app.command()
+def tune(
+    spec: SpecFile,
+    settings: Settings = None,
+    plugin: PluginFiles = None,
+    runs: Annotated[Path, typer.Option(help="Where the run directories are.")] = Path("runs"),
+    storage: Annotated[
+        str | None,
+        typer.Option(help="A database's URL or a journal's file, to share the study with others."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="How many trials the study has.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a study; fail if there is none.")
+    ] = False,
+) -> None:
+    """Search the keys that a spec's `tune` names; test the best setting once."""
+    import kdzoo
+
+    _add(plugin)
+    given = list(settings or ())
+    given += [] if storage is None else [f"tune.storage={json.dumps(storage)}"]
+    given += [] if trials is None else [f"tune.trials={trials}"]
+    try:
+        done = kdzoo.tune(spec, given, runs=runs, resume=resume)
+    except KeyboardInterrupt:
+        print("\nkdzoo: interrupted; the same command goes on with the study", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _show_tuned(done)
+    print(f"TensorBoard:    tensorboard --logdir {runs}")
+
+
+@app.command()
 def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = None) -> None:
     """Check a spec without running it."""
-    from kdzoo.spec.read import read_study
+    from kdzoo.spec.read import read_document, read_study
+    from kdzoo.spec.tuning import read_tuning
 
     _add(plugin)
     checked = read_study(spec, settings or ())
+    if "tune" in read_document(spec, settings or ())[0].data:
+        read_tuning(spec, settings or ())
     count = "" if len(checked) == 1 else f"{len(checked)} runs, "
     epochs = sum(run.epochs for run in checked)
     print(f'{spec}: is a valid spec ("{checked[0].name}", {count}{epochs} epochs)')
@@ -277,6 +312,18 @@ def _show_study(done: Study) -> None:
         reasons = "\n    ".join(str(failure) for failure in done.failures)
         some = "1 run failed, and is" if len(done.failures) == 1 else "several runs failed, and are"
         raise RunError(f"{some} in no table:\n    {reasons}")
+
+
+def _show_tuned(done: Tuned) -> None:
+    from kdzoo.pipeline import Run
+    from kdzoo.tuning.table import tuning_lines, tuning_table
+
+    _show(tuning_table(done.study), tuning_lines(done.study))
+    if isinstance(done.final, Run):
+        _show_run(done.final)
+    else:
+        _show_study(done.final)
+    print(f"Best spec:      {done.directory / 'best.yaml'}")
 
 
 def main() -> None:

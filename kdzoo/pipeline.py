@@ -53,13 +53,13 @@ from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
 from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import Evaluation, Ints, evaluate
-from kdzoo.training.loop import PreparedStage, Trainer, try_step
+from kdzoo.training.loop import PreparedStage, Trainer, Watch, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
 _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
 
-__all__ = ["Run", "Study", "evaluate_run", "load_student", "run", "run_study"]
+__all__ = ["Run", "Sessions", "Study", "evaluate_run", "load_student", "run", "run_study"]
 
 log = logging.getLogger("kdzoo")
 
@@ -155,8 +155,8 @@ def run_study(
 
 def _run_study(specs: tuple[Spec, ...], runs: Path, fresh: bool) -> Study:
     registry().warn_of_broken()
-    sessions = _Sessions(runs)
-    _try_settings(sessions, specs)
+    sessions = Sessions(runs)
+    sessions.put_together(specs)
     done: dict[int, Run] = {}
     failures: list[KdzooError] = []
     postponed: list[tuple[int, Spec]] = []
@@ -184,7 +184,7 @@ def _run_study(specs: tuple[Spec, ...], runs: Path, fresh: bool) -> Study:
 
 def _led(work: Callable[[], T], runs: Path) -> T:
     """Work that the first process does, while the others take part in what it trains."""
-    sessions = _Sessions(runs)
+    sessions = Sessions(runs)
 
     def part(job: _Job) -> None:
         with _threads(job.spec):
@@ -289,7 +289,29 @@ class _Session:
                 directory.clear()
             elif directory.finished:  # by the process that had the lock
                 return self._found(directory, spec, role)
-            return Run(directory.path, plan.train(directory, plan.train_others()))
+            others = {name: self.do(other, name) for name, other in plan.others.items()}
+            return Run(directory.path, plan.do(directory, others))
+
+    def train(self, spec: Spec, role: Role, watch: Watch) -> RunDirectory:
+        """The same run, up to where the test images would be read; :meth:`do` goes on from there.
+
+        Another process that is working on it is waited for.
+
+        Args:
+            spec: the run's.
+            role: what its student is.
+            watch: who looks on, at the teacher's and the baseline's run too.
+        """
+        directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
+        if directory.trained:
+            return directory
+        plan = _Plan(self, spec, role)
+        with directory.locked(wait=True), _disk_errors(directory):
+            if not directory.trained:  # by the process that had the lock
+                watch.begin(role)
+                others = {name: self.train(o, name, watch) for name, o in plan.others.items()}
+                plan.train(directory, others, watch)
+        return directory
 
     def take_part(self, job: _Job) -> None:
         """In another process than the first: train with it."""
@@ -378,7 +400,7 @@ class _Session:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-class _Sessions:
+class Sessions:
     """The sessions of a command of several runs: one for each device that they ask for."""
 
     def __init__(self, runs: Path) -> None:
@@ -386,28 +408,43 @@ class _Sessions:
         self._sessions: dict[tuple[str, int | None], _Session] = {}
 
     def of(self, spec: Spec) -> _Session:
+        """The one for this spec's device."""
         key = spec.device, spec.data.workers
         if key not in self._sessions:
             self._sessions[key] = _Session(self.runs, spec)
         return self._sessions[key]
 
     def do(self, spec: Spec, *, fresh: bool = False, wait: bool = False) -> Run:
+        """One run, as :func:`run` does it."""
         with _threads(spec):
             return self.of(spec).do(spec, "student", fresh=fresh, wait=wait)
 
+    def train(self, spec: Spec, watch: Watch) -> RunDirectory:
+        """One run, up to where the test images would be read. It is the run that :func:`run`
+        finishes: found by the same hash, in the same directory."""
+        with _threads(spec):
+            return self.of(spec).train(spec, "student", watch)
 
-def _try_settings(sessions: _Sessions, specs: Iterable[Spec]) -> None:
-    """Put each setting together once, so that the last cell's mistake does not wait for the first
-    cell's hours."""
-    tried = set()
-    for spec in specs:
-        key = dump_spec(spec.model_copy(update={"seed": 0}))
-        session = sessions.of(spec)
-        directory = RunDirectory.at(session.runs, spec.name, session.identity(spec))
-        if key not in tried and not directory.finished:
-            with _threads(spec):
-                _Plan(session, spec, "student")
-        tried.add(key)
+    def directory(self, spec: Spec) -> RunDirectory:
+        """Where a run is, or would be."""
+        return RunDirectory.at(self.runs, spec.name, self.of(spec).identity(spec))
+
+    def validation_images(self, spec: Spec) -> tuple[tuple[str, ...], Ints]:
+        """The class names, and (C,) how many validation images each has."""
+        images = self.of(spec).images(spec)
+        targets = images.validation.targets.cpu().numpy()
+        return images.classes, np.bincount(targets, minlength=len(images.classes))
+
+    def put_together(self, specs: Iterable[Spec]) -> None:
+        """Put each setting together once, so that the last one's mistake does not wait for the
+        first one's hours."""
+        tried = set()
+        for spec in specs:
+            key = dump_spec(spec.model_copy(update={"seed": 0}))
+            if key not in tried and not self.directory(spec).finished:
+                with _threads(spec):
+                    _Plan(self.of(spec), spec, "student")
+            tried.add(key)
 
 
 @contextlib.contextmanager
@@ -472,19 +509,34 @@ class _Plan:
         for name, other in self.others.items():
             _Plan(session, other, name)
 
-    def train_others(self) -> dict[Role, Run]:
-        """The runs that this one builds on: the teacher's and the baseline's."""
-        return {role: self.session.do(other, role) for role, other in self.others.items()}
+    def do(self, directory: RunDirectory, runs: Mapping[Role, Run]) -> Report:
+        """Train the student, test it, and write down what came out."""
+        others = {role: RunDirectory(done.directory) for role, done in runs.items()}
+        trainer, curves = self.train(directory, others)
+        report = self._report(directory, trainer, curves, runs)
+        directory.write(directory.report, report.as_json())
+        write_run_page(directory)
+        return report
 
-    def train(self, directory: RunDirectory, runs: Mapping[Role, Run]) -> Report:
-        """Train the student, and write down what came out."""
-        if self.teacher is not None and "teacher" in runs:
-            weights = RunDirectory(runs["teacher"].directory).student
-            load_weights(self.teacher.model, weights, "the teacher")
+    def train(
+        self,
+        directory: RunDirectory,
+        others: Mapping[Role, RunDirectory],
+        watch: Watch | None = None,
+    ) -> tuple[Trainer, TeachingCurves]:
+        """Train the student, and keep it.
+
+        Args:
+            directory: where.
+            others: the trained runs that this one builds on.
+            watch: who looks on.
+        """
+        if self.teacher is not None and "teacher" in others:
+            load_weights(self.teacher.model, others["teacher"].student, "the teacher")
         baseline = None
-        if "baseline" in runs:
-            baseline = self._baseline_curve(runs["baseline"])
-            self._compare_teacher(runs["baseline"])
+        if "baseline" in others:
+            baseline = self._baseline_curve(others["baseline"])
+            self._compare_teacher(others["baseline"])
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
@@ -506,16 +558,15 @@ class _Plan:
             spec=text,
         )
         processes().give_out(_Job(self.spec, self.role, self.images.fingerprint))
-        trainer, curves = self.fit(_Beginning(info, start, baseline))
+        trainer, curves = self.fit(_Beginning(info, start, baseline), watch)
         # Again: the run may have been killed between its last checkpoint and these curves.
         directory.write(directory.classes, curves_as_csv(info.classes, curves))
         self.recipe.save(self.student, directory)
-        report = self._report(directory, trainer, curves, runs)
-        directory.write(directory.report, report.as_json())
-        write_run_page(directory)
-        return report
+        return trainer, curves
 
-    def fit(self, found: _Beginning | None) -> tuple[Trainer, TeachingCurves]:
+    def fit(
+        self, found: _Beginning | None, watch: Watch | None = None
+    ) -> tuple[Trainer, TeachingCurves]:
         """Train, in all processes together; all but the first are told where it begins."""
         with processes().together(self.session.device):
             beginning = processes().shared(found)
@@ -532,6 +583,7 @@ class _Plan:
                 RunDirectory(beginning.info.directory),
                 self.observers if processes().first else (),
                 processes(),
+                watch,
             )
             return trainer, trainer.fit(beginning.info, beginning.start)
 
@@ -643,7 +695,7 @@ class _Plan:
         set_up_policy(policy, self.images.classes, terms, has_baseline=self.spec.baseline)
         return PreparedStage(stage, terms, policy)
 
-    def _compare_teacher(self, baseline: Run) -> None:
+    def _compare_teacher(self, baseline: RunDirectory) -> None:
         """A loaded teacher must not be worse than the student is without it."""
         split = self.images.validation
         if self.teacher_accuracy is None:
@@ -651,16 +703,16 @@ class _Plan:
         if not len(split):
             log.info("teacher: not compared with the baseline, there are no validation images")
         else:
-            student = load_student(baseline.directory).to(self.session.device)
+            student = load_student(baseline.path).to(self.session.device)
             count = len(self.images.classes)
             refuse_worse_teacher(self.teacher_accuracy, student, split, "validation", count)
 
-    def _baseline_curve(self, baseline: Run) -> Floats:
+    def _baseline_curve(self, baseline: RunDirectory) -> Floats:
         """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
         classes = len(self.images.classes)
-        file = RunDirectory(baseline.directory).classes
+        file = baseline.classes
         curve = read_curves(file)[1].student
-        if len(curve) != baseline.report.epochs:
+        if len(curve) != self.others["baseline"].epochs:
             raise CheckpointError(
                 f"{file}: epochs are missing; remove {file.parent} to train it again"
             )

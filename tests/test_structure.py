@@ -24,6 +24,7 @@ ROOMS = [
     "training",
     "report",
     "pipeline",
+    "tuning",
     "testing",
     "cli",
 ]

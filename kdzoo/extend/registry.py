@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
+from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kdzoo.errors import PluginError, SpecError, did_you_mean
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
+from kdzoo.extend.ranges import Choices, Range
 
 __all__ = ["GROUP", "REGISTERED", "PluginRecord", "Registry", "register", "registry"]
 
@@ -352,6 +354,22 @@ def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -
         raise PluginError(f'{where}: has no description; use kdzoo.Field(..., description="...")')
     if re.search(r"\b(list|List|set|Set|dict|Dict)\b", str(info.annotation)):
         raise PluginError(f"{where}: is mutable; use a tuple")
+    for domain in info.metadata:
+        if isinstance(domain, Range | Choices):
+            _check_domain(where, domain, info)
+
+
+def _check_domain(where: str, domain: Range | Choices, info: FieldInfo) -> None:
+    """Whether a param can be what its tuning range says."""
+    kind: Any = info.annotation
+    param = create_model("Param", __base__=Params, value=(kind, info))
+    for value in domain.ends:
+        try:
+            param.model_validate_json(json.dumps({"value": value}))
+        except (ValidationError, TypeError) as error:
+            raise PluginError(
+                f"{where}: its tuning range has {value!r}, which it cannot be"
+            ) from error
 
 
 def register(*components: type[Component]) -> None:

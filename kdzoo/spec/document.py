@@ -93,6 +93,11 @@ class Document:
         for end in range(1, len(path) + 1):
             self._origins.setdefault(tuple(path[:end]), origin)
 
+    def graft(self, key: str, other: Document) -> None:
+        """Put another document's content at a key; errors about it will name its lines."""
+        self.data[key] = _copied(other.data)
+        self._origins |= {(key, *path): origin for path, origin in other._origins.items()}
+
     def copy(self) -> Document:
         """Another document with the same content."""
         other = Document(self.name, self.directory, _copied(self.data))

@@ -47,7 +47,7 @@ def expand(document: Document) -> Iterator[Document]:
     """
     seeds, sweep = document.data.get("seeds"), document.data.get("sweep")
     plain = document.copy()
-    for key in STUDY_KEYS:
+    for key in (*STUDY_KEYS, "tune"):
         plain.data.pop(key, None)
     if seeds is not None:
         _check_seeds(document, seeds)

@@ -32,7 +32,15 @@ from kdzoo.spec.models import (
 from kdzoo.spec.shorthand import STAGE_KEYS, spell_out, spell_out_stage
 from kdzoo.spec.torch_entries import try_optimizer, try_schedule
 
-__all__ = ["dump_spec", "read_losses", "read_spec", "read_study"]
+__all__ = [
+    "dump_spec",
+    "in_words",
+    "read_document",
+    "read_documents",
+    "read_losses",
+    "read_spec",
+    "read_study",
+]
 
 _WORDS = {
     "a valid array": "a list",
@@ -67,7 +75,7 @@ def read_spec(
     Raises:
         SpecError: one line a problem: file, line, key, what is wrong, what would be right.
     """
-    document, parents = _document(source, overrides)
+    document, parents = read_document(source, overrides)
     return _spec(document, plugins or registry(), parents)
 
 
@@ -87,8 +95,17 @@ def read_study(
     Raises:
         SpecError: as :func:`read_spec`; all cells are read before this returns.
     """
-    document, parents = _document(source, overrides)
-    return tuple(_spec(run, registry(), parents) for run in expand(document))
+    document, parents = read_document(source, overrides)
+    return read_documents(expand(document), parents)
+
+
+def read_documents(documents: Iterable[Document], parents: tuple[Path, ...]) -> tuple[Spec, ...]:
+    """Check documents of one run each.
+
+    Raises:
+        SpecError: as :func:`read_spec`.
+    """
+    return tuple(_spec(document, registry(), parents) for document in documents)
 
 
 def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, ...]:
@@ -122,7 +139,7 @@ def dump_spec(spec: Spec) -> str:
     return str(stream.getvalue())
 
 
-def _document(
+def read_document(
     source: str | Path | Mapping[str, Any] | Spec,
     overrides: Iterable[str] = (),
     parents: tuple[Path, ...] = (),
@@ -137,14 +154,24 @@ def _document(
         document = Document.read(path)
         parents = (*parents, path)
     spell_out(document.data)
+    _fetch_chapter(document)
     for assignment in overrides:
         document.set(assignment)
         spell_out(document.data)
+        _fetch_chapter(document)
     return document, parents
+
+
+def _fetch_chapter(document: Document) -> None:
+    """The ``tune`` chapter may stand in a file of its own, relative to the spec."""
+    if isinstance(name := document.data.get("tune"), str):
+        document.graft("tune", Document.read(_resolved(document.directory, name)))
 
 
 def _spec(document: Document, plugins: Registry, parents: tuple[Path, ...]) -> Spec:
     refuse_several(document)
+    document = document.copy()
+    document.data.pop("tune", None)  # it is about other runs than this one
     short = "stages" not in document.data
     reader = _Reader(document, plugins, short)
     if short:
@@ -367,7 +394,7 @@ class _Reader:
             self.problem(("teacher", "run"), f"the specs refer to each other: {chain}")
             return teacher
         try:
-            document, parents = _document(file, (), parents)
+            document, parents = read_document(file, (), parents)
             other = _spec(document, self.plugins, parents)
         except SpecError as error:
             self.problem(("teacher", "run"), f"{file.name} cannot be used:\n    {error}")
@@ -437,10 +464,10 @@ def _messages(
         elif item["type"] == "value_error":
             yield path, str(item["ctx"]["error"])
         else:
-            yield path, f"{_in_words(item['msg'])}, not {item['input']!r}"
+            yield path, f"{in_words(item['msg'])}, not {item['input']!r}"
 
 
-def _in_words(message: str) -> str:
+def in_words(message: str) -> str:
     """Pydantic's message as one about a key of a YAML file."""
     message = message.replace("Input should", "must")
     for theirs, ours in _WORDS.items():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kdzoo.extend.ranges import CHOICES, RANGE
 from kdzoo.extend.registry import Registry
 from kdzoo.spec.expand import STUDY_KEYS
 from kdzoo.spec.models import KINDS, Spec
 from kdzoo.spec.shorthand import STAGE_KEYS
 from kdzoo.spec.torch_entries import optimizer_names, schedule_names
+from kdzoo.spec.tuning import Tune
 
 __all__ = ["json_schema"]
 
@@ -31,6 +33,26 @@ def json_schema(plugins: Registry) -> dict[str, Any]:
     # The keys of a single stage may stand at the top instead of `stages`.
     schema["properties"] |= {key: stage["properties"][key] for key in STAGE_KEYS}
     schema["properties"] |= STUDY_KEYS
+    tune = Tune.model_json_schema(ref_template="#/$defs/{model}")
+    definitions |= tune.pop("$defs")
+    definitions["Range"] = RANGE.json_schema()
+    definitions["Choices"] = CHOICES.json_schema()
+    properties = tune["properties"]
+    domains = [{"$ref": "#/$defs/Range"}, {"$ref": "#/$defs/Choices"}]
+    properties["space"]["anyOf"] = [
+        {"const": "default"},
+        {"type": "object", "additionalProperties": {"anyOf": domains}, "minProperties": 1},
+    ]
+    for key in ("sampler", "pruner"):
+        entry = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/SearchEntry"}]}
+        properties[key] = {"description": properties[key]["description"], **entry}
+    objective = properties["objective"]
+    properties["objective"] = {
+        "description": objective["description"],
+        "anyOf": [objective["items"], {"type": "array", "items": objective["items"]}],
+    }
+    file = {"type": "string", "description": "A file that holds the chapter."}
+    schema["properties"]["tune"] = {"description": tune["description"], "anyOf": [tune, file]}
     schema["required"] = [key for key in schema["required"] if key != "stages"]
     schema["oneOf"] = [{"required": ["stages"]}, {"required": ["train"]}]
     schema["title"] = "kdzoo spec"

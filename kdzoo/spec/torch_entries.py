@@ -15,6 +15,7 @@ from kdzoo.errors import SpecError, did_you_mean
 from kdzoo.spec.models import TorchEntry
 
 __all__ = [
+    "argument_names",
     "make_optimizer",
     "make_schedule",
     "optimizer_names",
@@ -59,6 +60,12 @@ def optimizer_names() -> list[str]:
 def schedule_names() -> list[str]:
     """The schedules that a spec can name."""
     return sorted(_SCHEDULES)
+
+
+def argument_names(kind: str, use: str) -> set[str]:
+    """The arguments that an ``optimizer`` or a ``schedule`` takes; none where there is none."""
+    found = (_OPTIMIZERS if kind == "optimizer" else _SCHEDULES).get(use)
+    return set() if found is None else _arguments(found)
 
 
 def make_optimizer(entry: TorchEntry, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -139,11 +146,15 @@ def try_schedule(entry: TorchEntry | None, tried: Optimizer, epochs: int) -> Non
             raise SpecError(f"schedule gives a learning rate of {rates[0]} in epoch {epoch}")
 
 
+def _arguments(cls: type[Any]) -> set[str]:
+    return set(list(inspect.signature(cls).parameters)[1:]) - {"last_epoch", "verbose"}
+
+
 def _called(
     kind: str, entry: TorchEntry, cls: type[Any], first: Any, params: dict[str, Any]
 ) -> Any:
     parameters = inspect.signature(cls).parameters
-    known = set(list(parameters)[1:]) - {"last_epoch", "verbose"}
+    known = _arguments(cls)
     for key in params:
         if key not in known:
             raise SpecError(

@@ -45,7 +45,8 @@ class Checkpoint:
         optimizer: the state of the stage's optimizer.
         schedule: the state of the stage's schedule.
         observers: each observer's state, by name.
-        validation: the validation accuracy after each epoch; empty without a validation split.
+        validation: after each epoch, how many validation images of each class were classified
+            correctly; empty without a validation split.
         best: the best of them.
     """
 
@@ -55,7 +56,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     observers: dict[str, dict[str, Any]]
-    validation: list[float] = field(default_factory=list)
+    validation: list[list[int]] = field(default_factory=list)
     best: Best | None = None
 
     def save(self, directory: RunDirectory) -> None:

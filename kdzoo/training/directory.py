@@ -58,6 +58,11 @@ class RunDirectory:
         """Whether the run is through."""
         return all(file.exists() for file in (self.report, self.answers, self.student))
 
+    @property
+    def trained(self) -> bool:
+        """Whether nothing is left to do but to read the test images."""
+        return all(file.exists() for file in (self.student, self.classes, self.checkpoint))
+
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:
         """Create the directory and keep every other process out of it.

@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from kdzoo.training.evaluate import evaluate
 
 log = logging.getLogger("kdzoo")
 
-__all__ = ["PreparedStage", "Trainer", "learning_parameters", "try_step"]
+__all__ = ["PreparedStage", "Trainer", "Watch", "learning_parameters", "try_step"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,22 @@ class PreparedStage:
     spec: Stage
     terms: Sequence[Term]
     policy: ClassPolicy
+
+
+class Watch(Protocol):
+    """Who looks on from outside. What it raises ends the run, which can be gone on with."""
+
+    def begin(self, role: str) -> None:
+        """This run is about to begin or to go on; nobody else is in its directory."""
+
+    def epoch(self, info: RunInfo, validation: Sequence[Sequence[int]]) -> None:
+        """An epoch is finished and its checkpoint is kept.
+
+        Args:
+            info: the run.
+            validation: after each epoch so far, how many validation images of each class were
+                classified correctly; empty where there are none.
+        """
 
 
 class Trainer:
@@ -58,6 +74,7 @@ class Trainer:
         observers: who watches.
         processes: those that train together; each has a trainer, and the first one keeps what it
             does.
+        watch: who may end it after an epoch.
     """
 
     def __init__(
@@ -69,6 +86,7 @@ class Trainer:
         directory: RunDirectory,
         observers: Sequence[Observer],
         processes: Processes,
+        watch: Watch | None = None,
     ) -> None:
         self.spec = spec
         self.images = images
@@ -77,10 +95,11 @@ class Trainer:
         self.directory = directory
         self.observers = observers
         self.processes = processes
+        self.watch = watch
         self.epoch = 0  # how many are done, over all stages
         self.step = 0  # how many are done
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
-        self.validation: list[float] = []
+        self.validation: list[list[int]] = []  # after each epoch, of each class: how many right
         self.best: Best | None = None
 
     def fit(self, info: RunInfo, start: Checkpoint | None) -> TeachingCurves:
@@ -203,9 +222,9 @@ class Trainer:
             scalars["agreement"] = _mean(curves.agreement, curves.samples)
         student = self.distiller.student
         if len(self.images.validation):
-            measured = evaluate(student, self.images.validation, len(info.classes)).accuracy
-            scalars["accuracy/validation"] = measured
-            self.validation.append(measured)
+            evaluation = evaluate(student, self.images.validation, len(info.classes))
+            scalars["accuracy/validation"] = measured = evaluation.accuracy
+            self.validation.append(np.diagonal(evaluation.confusion).tolist())
             if self.best is None or measured > self.best.accuracy:
                 self.best = Best(self.epoch, measured, copy.deepcopy(student.state_dict()))
         record = EpochRecord(self.epoch, self.step, scalars, curves)
@@ -225,6 +244,8 @@ class Trainer:
             best=self.best,
         ).save(self.directory)
         self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
+        if self.watch is not None:
+            self.watch.epoch(info, self.validation)
 
     def _restore(self, start: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
         self.epoch, self.step, self.saved = start.epoch, start.step, start.epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -206,7 +206,7 @@ class CRD(kdzoo.Loss):
         negatives: int = kdzoo.Field(
             16384, ge=1, description="K: images of other classes that each image is compared with."
         )
-        temperature: float = kdzoo.Field(
+        temperature: Annotated[float, kdzoo.Range(low=0.03, high=0.3, log=True)] = kdzoo.Field(
             0.07,
             ge=_LEAST_TEMPERATURE,
             description="tau: divides the inner products of embeddings.",

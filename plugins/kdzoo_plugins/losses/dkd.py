@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,9 +78,13 @@ class DKD(kdzoo.Loss):
     class Params(kdzoo.Params):
         """What can be set."""
 
-        alpha: float = kdzoo.Field(1.0, ge=0, description="The weight of TCKD.")
-        beta: float = kdzoo.Field(8.0, ge=0, description="The weight of NCKD.")
-        temperature: float = kdzoo.Field(
+        alpha: Annotated[float, kdzoo.Range(low=0.5, high=4)] = kdzoo.Field(
+            1.0, ge=0, description="The weight of TCKD."
+        )
+        beta: Annotated[float, kdzoo.Range(low=0.5, high=16, log=True)] = kdzoo.Field(
+            8.0, ge=0, description="The weight of NCKD."
+        )
+        temperature: Annotated[float, kdzoo.Range(low=1, high=10)] = kdzoo.Field(
             4.0, gt=0, description="T: divides both networks' logits before the softmax."
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,7 +53,7 @@ class KD(kdzoo.Loss):
     class Params(kdzoo.Params):
         """What can be set."""
 
-        temperature: float = kdzoo.Field(
+        temperature: Annotated[float, kdzoo.Range(low=1, high=10)] = kdzoo.Field(
             4.0, gt=0, description="T: divides both networks' logits before the softmax."
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +62,10 @@ class TLLM(kdzoo.ClassPolicy):
         start_epoch: int = kdzoo.Field(
             10, ge=1, description="The first check comes after this epoch of the run."
         )
-        margin: float = kdzoo.Field(
+        margin: Annotated[float, kdzoo.Range(low=0.01, high=0.2, log=True)] = kdzoo.Field(
             0.05, ge=0, lt=1, description="How far below zero the class's gap must be (0 to 1)."
         )
-        patience: int = kdzoo.Field(
+        patience: Annotated[int, kdzoo.Range(low=1, high=5)] = kdzoo.Field(
             3, ge=1, description="In how many checks in a row, before teaching stops."
         )
         window: int = kdzoo.Field(

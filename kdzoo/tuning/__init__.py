@@ -1,0 +1,1 @@
+"""Studies: Optuna over the keys of a spec."""

@@ -1,0 +1,563 @@
+"""A study: trials, which are ordinary runs up to their test; then the best one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from filelock import FileLock, Timeout
+from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from ruamel.yaml import YAML
+
+from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, SpecError
+from kdzoo.extend.contracts import RunInfo
+from kdzoo.extend.ranges import Choices
+from kdzoo.extend.registry import registry
+from kdzoo.pipeline import Run, Sessions, run, run_study
+from kdzoo.pipeline import Study as Runs
+from kdzoo.seeds import stream
+from kdzoo.spec.derive import baseline_spec
+from kdzoo.spec.models import Spec
+from kdzoo.spec.read import dump_spec
+from kdzoo.spec.tuning import Tuning, read_tuning
+from kdzoo.training.checkpoint import Checkpoint
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.distributed import processes
+from kdzoo.tuning.search import RETRIES, make_pruner, make_sampler, open_storage, suggest
+
+__all__ = ["Tuned", "tune"]
+
+log = logging.getLogger("kdzoo")
+say = logging.getLogger("kdzoo.tuning")  # heard while the trials' own runs are not
+
+_POLL = 1.0  # seconds between two looks at what the others do
+_ORPHAN = 60.0  # seconds after which a trial without a worker's name has lost its worker
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished study.
+
+    Attributes:
+        directory: where it is: ``study.db``, ``best.yaml``.
+        study: Optuna's own.
+        best: the best trial; of several objectives the one of the front that is best in the first.
+        final: the best setting, trained again on all training images, and tested.
+    """
+
+    directory: Path
+    study: Study
+    best: FrozenTrial
+    final: Run | Runs
+
+
+def tune(
+    spec: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    runs: str | Path = "runs",
+    resume: bool = False,
+) -> Tuned:
+    """Search the keys that a spec's ``tune`` names; train the best setting again, and test it.
+
+    Trials are measured on validation images. Any number of processes may work on one study.
+
+    Args:
+        spec: a YAML file, or the same as a mapping.
+        overrides: ``key.path=value`` each, as with ``--set``.
+        runs: the directory of all run directories; that of the study will be among them.
+        resume: the study must be there already.
+
+    Raises:
+        KdzooError: see :mod:`kdzoo.errors`.
+    """
+    if processes().count > 1:
+        raise RunError(
+            "a study's workers are not started by torchrun; start `kdzoo tune` as often as there "
+            "are to be workers"
+        )
+    tuning = read_tuning(spec, overrides)
+    with _quiet():
+        worker = _Worker(tuning, Path(runs), resume)
+        with worker.alive():
+            worker.work()
+        best = worker.best()
+        worker.keep_best(best)
+    return Tuned(worker.directory, worker.study, best, worker.finish(best))
+
+
+class _Worker:
+    """One process's part in a study."""
+
+    def __init__(self, tuning: Tuning, runs: Path, resume: bool) -> None:
+        self.tuning = tuning
+        self.runs = runs
+        self.sessions = Sessions(runs)
+        base = tuning.base
+        self.seeds = len(base)
+        registry().warn_of_broken()
+        what = {
+            "runs": [self.sessions.of(one).identity(one) for one in base],
+            "space": {key: asdict(domain) for key, domain in tuning.space.items()},
+            "objective": tuning.tune.objective,
+        }
+        text = json.dumps(what, sort_keys=True)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()[:10]
+        self.name = base[0].name
+        self.directory = runs / f"{self.name}-tune-{self.identity}"
+        new = not any(self.directory.glob("study.db"))
+        if resume and tuning.tune.storage is None and new:
+            raise RunError(f"{self.directory}: there is no study to go on with; leave --resume out")
+        # All that can be wrong is found before anything is trained.
+        self.pruner = make_pruner(tuning, base[0].epochs, self.seeds)
+        make_sampler(tuning, 0)
+        self._rehearse()
+        self.sessions.put_together(one for specs in tuning.structures() for one in specs[:1])
+        try:
+            (self.directory / ".workers").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.directory}: cannot be made: {error.strerror}") from error
+        self.study = self._open(resume)
+        known = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = make_sampler(tuning, stream(base[0].seed, "tune", known, os.getpid()))
+        if not known:
+            self.study.sampler = make_sampler(tuning, stream(base[0].seed, "tune"))
+        self.key = f"{socket.gethostname()}:{uuid.uuid4().hex}"
+        self._claim = FileLock(self.directory / ".claim.lock")
+        self._stopping = False
+        self._asked_to_stop = False
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        return [
+            StudyDirection.MINIMIZE if name == "hurt_classes" else StudyDirection.MAXIMIZE
+            for name in self.tuning.tune.objective
+        ]
+
+    def _open(self, resume: bool) -> Study:
+        where = self.tuning.tune.storage
+        if where is None:
+            where = f"sqlite:///{(self.directory / 'study.db').resolve()}"
+        storage = open_storage(where, self.tuning.tune.heartbeat)
+        try:
+            known = {s.study_name for s in optuna.get_all_study_summaries(storage)}
+            if resume and self.name not in known:
+                raise RunError(f'the storage holds no study "{self.name}"; leave --resume out')
+            study = optuna.create_study(
+                study_name=self.name,
+                storage=storage,
+                directions=self.directions,
+                pruner=self.pruner,
+                load_if_exists=True,
+            )
+            there = study.user_attrs.get("identity")
+            if there is None and not study.get_trials(deepcopy=False):
+                study.set_user_attr("space", {k: _said(d) for k, d in self.tuning.space.items()})
+                study.set_user_attr("objective", list(self.tuning.tune.objective))
+                study.set_user_attr("identity", self.identity)
+            elif there != self.identity:
+                space = study.user_attrs.get("space", {})
+                shown = ", ".join(f"{key} {said}" for key, said in space.items()) or "none"
+                raise SpecError(
+                    f'the storage holds another study "{self.name}" (its space: {shown}); give '
+                    "this one another `name`, or another storage"
+                )
+        except KdzooError:
+            raise
+        except Exception as error:  # Optuna's, SQLAlchemy's, a damaged journal's
+            raise RunError(f"the storage cannot be used: {error}") from error
+        return study
+
+    def _rehearse(self) -> None:
+        """Ask the sampler for trials whose values are made up, so that what it cannot do is found
+        before anything is trained."""
+        with _quiet():
+            study = optuna.create_study(
+                directions=self.directions, sampler=make_sampler(self.tuning, 0), pruner=self.pruner
+            )
+            try:
+                study.optimize(self._made_up, n_trials=12)
+            except KdzooError:
+                raise
+            except Exception as error:
+                sampler = self.tuning.tune.sampler.use
+                raise SpecError(f"tune.sampler: {sampler} cannot work here: {error}") from error
+
+    def _made_up(self, trial: Trial) -> list[float]:
+        self._choose(trial)
+        return [float(trial.number % 5)] * len(self.directions)
+
+    def _choose(self, trial: Trial) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+
+        def choose(key: str, domain: Any) -> Any:
+            values[key] = suggest(trial, key, domain, _shown(domain))
+            return values[key]
+
+        self.tuning.derive(choose)
+        return values
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """A lock that this process holds while it lives, and nobody after it; the first Ctrl-C ends
+        the study after the epoch, the second at once."""
+        with FileLock(self.directory / ".workers" / self.key.partition(":")[2]):
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+        say.info("stopping after this epoch; once more: at once")
+
+    def work(self) -> None:
+        """Run trials until the study has as many as it should."""
+        while not self._stopping:
+            self._revive()
+            room, running = self._room()
+            if not room and not running:
+                return
+            if not room:
+                time.sleep(_POLL)  # another worker may die, and its trial be left to this one
+                continue
+            self._asked_to_stop = False
+            try:
+                self.study.optimize(self._trial, callbacks=[self._next], catch=(_FailedError,))
+            finally:
+                self._claim.release(force=True)
+            if not self._asked_to_stop:
+                return  # the sampler has nothing left to try
+        raise KeyboardInterrupt
+
+    def _next(self, study: Study, trial: FrozenTrial) -> None:
+        self._tell(trial)
+        if self._stopping or not self._room()[0]:
+            self._asked_to_stop = True
+            study.stop()
+
+    def _room(self) -> tuple[bool, int]:
+        """Whether another trial may begin, and how many are running. If so, nobody else on this
+        machine begins one until this one has."""
+        self._claim.acquire()
+        trials = self.study.get_trials(deepcopy=False)
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        if _done(trials) + running < self.tuning.tune.trials:
+            return True, running
+        self._claim.release(force=True)
+        return False, running
+
+    def _revive(self) -> None:
+        """Queue trials of this machine again whose worker is dead."""
+        host = socket.gethostname()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.user_attrs.get("worker")
+            if owner is None:
+                begun = trial.datetime_start
+                dead = begun is not None and time.time() - begun.timestamp() > _ORPHAN
+            else:
+                where, _, key = owner.partition(":")
+                dead = (
+                    where == host
+                    and owner != self.key
+                    and not _held(self.directory / ".workers" / key)
+                )
+            if dead:
+                self._bury(trial.number)
+
+    def _bury(self, number: int) -> None:
+        """Queue a dead worker's trial again, unless another process just did."""
+        with self._claim:
+            trial = self.study.get_trials()[number]
+            if trial.state == TrialState.RUNNING:
+                self.study.tell(number, state=TrialState.FAIL)
+                Retry(max_retry=RETRIES)(self.study, trial)
+                say.info("trial %d lost its worker and is run again", number)
+
+    def _trial(self, trial: Trial) -> tuple[float, ...]:
+        trial.set_user_attr("worker", self.key)
+        self._claim.release(force=True)
+        threads = self.tuning.base[0].threads or torch.get_num_threads()
+        trial.set_user_attr("threads", threads)
+        values = self._choose(trial)
+        try:
+            specs = [
+                one.model_copy(update={"threads": threads, "observers": _silent(one)})
+                for one in self.tuning.specs(values)
+            ]
+            watch = _Watch(self, trial, len(specs))
+            for number, one in enumerate(specs):
+                watch.seed = number
+                directory = self.sessions.train(one, watch)
+                watch.trained(one, directory)
+            return tuple(float(v) for v in np.mean(watch.finals, axis=0))
+        except optuna.TrialPruned:
+            raise
+        except NonFiniteError as error:
+            trial.set_user_attr("reason", str(error))
+            raise optuna.TrialPruned from error
+        except (SpecError, CheckpointError) as error:
+            trial.set_user_attr("reason", str(error))
+            raise _FailedError from error
+        except BaseException:  # it is the study that ends, not the trial that is bad
+            Retry()(self.study, self.study.get_trials()[trial.number])
+            raise
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        values = trial.values or []
+        shown = ", ".join(f"{n} {_number(n, v)}" for n, v in self._named(values))
+        state = trial.state.name.lower()
+        params = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+        trials = self.study.get_trials(deepcopy=False)
+        done, total = _done(trials), self.tuning.tune.trials
+        mean = _mean_seconds(trials)
+        left = ""
+        if mean is not None and done < total:
+            left = f"; about {_time(mean * (total - done))} left"
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        best = ""
+        if complete:
+            first = self._named(_best(self.study).values)[0]
+            best = f"; best so far {_number(*first)}"
+        say.info("trial %d of %d: %s  %s%s%s", done, total, shown or state, params, best, left)
+
+    def _named(self, values: Sequence[float]) -> list[tuple[str, float]]:
+        return list(zip(self.tuning.tune.objective, values, strict=False))
+
+    def best(self) -> FrozenTrial:
+        """The best trial.
+
+        Raises:
+            RunError: none was finished.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        if not any(trial.state == TrialState.COMPLETE for trial in trials):
+            reasons = [t.user_attrs["reason"] for t in trials if "reason" in t.user_attrs]
+            first = f"; the first failed so:\n{reasons[0]}" if reasons else ""
+            raise RunError(f"no trial of {len(trials)} was finished{first}")
+        return _best(self.study)
+
+    def specs_of(self, trial: FrozenTrial) -> tuple[Spec, ...]:
+        """A trial's specs, one for each seed, as they were run."""
+        values = {
+            key: domain.choices[_shown(domain).index(trial.params[key])]
+            if isinstance(domain := self.tuning.space[key], Choices)
+            else trial.params[key]
+            for key in trial.params
+        }
+        threads = trial.user_attrs["threads"]
+        specs = self.tuning.specs(values)
+        return tuple(one.model_copy(update={"threads": threads}) for one in specs)
+
+    def keep_best(self, trial: FrozenTrial) -> None:
+        """Write ``best.yaml``."""
+        text = _dumped(self.specs_of(trial))
+        RunDirectory(self.directory).write(self.directory / "best.yaml", text.encode())
+
+    def finish(self, trial: FrozenTrial) -> Run | Runs:
+        """Train the best setting again on all training images, and test it."""
+        specs = tuple(
+            one.model_copy(update={"data": one.data.model_copy(update={"validation": 0.0})})
+            for one in self.specs_of(trial)
+        )
+        data = YAML(typ="safe", pure=True).load(_dumped(specs))
+        return (run if len(specs) == 1 else run_study)(data, runs=self.runs)
+
+
+class _FailedError(Exception):
+    """A trial cannot be done; the study goes on."""
+
+
+class _Watch:
+    """Tells Optuna how a trial does, and ends it when Optuna or the user says so."""
+
+    def __init__(self, worker: _Worker, trial: Trial, seeds: int) -> None:
+        self.worker = worker
+        self.trial = trial
+        self.seeds = seeds
+        self.seed = 0
+        self.finals: list[tuple[float, ...]] = []
+        self._told: set[int] = set()
+        pruner = worker.tuning.tune.pruner
+        self._by_seed = pruner is not None and pruner.use.lower() == "wilcoxon"
+        self._prunes = len(worker.tuning.tune.objective) == 1
+
+    def begin(self, role: str) -> None:
+        """See :class:`kdzoo.training.loop.Watch`."""
+        self._go_on()
+
+    def epoch(self, info: RunInfo, validation: Sequence[Sequence[int]]) -> None:
+        """See :class:`kdzoo.training.loop.Watch`."""
+        self._go_on()
+        if info.role == "student" and self._prunes and not self._by_seed:
+            self._report(info.epochs, [np.array(one) for one in validation], None)
+
+    def trained(self, spec: Spec, directory: RunDirectory) -> None:
+        """A seed's run is through; it may have been so before this trial began."""
+        kept = Checkpoint.load(directory)
+        assert kept is not None
+        correct = [np.array(one) for one in kept.validation]
+        sessions = self.worker.sessions
+        baseline = None
+        if "hurt_classes" in self.worker.tuning.tune.objective:
+            other = Checkpoint.load(sessions.directory(baseline_spec(spec)))
+            assert other is not None
+            baseline = np.array(other.validation[-1])
+        self.images = sessions.validation_images(spec)[1]
+        if self._prunes and not self._by_seed and baseline is None:
+            self._report(len(correct), correct, None)
+        self.finals.append(self._values(correct[-1], baseline))
+        if self._prunes and self._by_seed:
+            self._tell(self.seed, self.finals[-1][0])
+
+    def _report(self, epochs: int, validation: list[Any], baseline: Any) -> None:
+        if "hurt_classes" in self.worker.tuning.tune.objective:
+            return  # the baseline's numbers are read when the run is through
+        for number, correct in enumerate(validation):
+            before = [final[0] for final in self.finals]
+            value = float(np.mean([*before, self._values(correct, baseline)[0]]))
+            self._tell(self.seed * epochs + number + 1, value)
+
+    def _tell(self, step: int, value: float) -> None:
+        if step in self._told:
+            return
+        self._told.add(step)
+        self.trial.report(value, step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def _values(self, correct: Any, baseline: Any) -> tuple[float, ...]:
+        images = getattr(self, "images", None)
+        if images is None:
+            spec = self.worker.tuning.base[0]
+            images = self.images = self.worker.sessions.validation_images(spec)[1]
+        known = images > 0
+        shares = np.sort(correct[known] / images[known])
+        values = {
+            "accuracy": correct.sum() / images.sum(),
+            "worst_class": shares[0],
+            "worst_tenth": shares[: math.ceil(len(shares) / 10)].mean(),
+            "hurt_classes": 0.0 if baseline is None else float((correct < baseline).sum()),
+        }
+        return tuple(float(values[name]) for name in self.worker.tuning.tune.objective)
+
+    def _go_on(self) -> None:
+        if self.worker._stopping:
+            raise KeyboardInterrupt
+
+
+def _best(study: Study) -> FrozenTrial:
+    """The best trial; of several objectives the one of the front that is best in the first."""
+    if len(study.directions) == 1:
+        return study.best_trial
+    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else 1
+    return max(study.best_trials, key=lambda trial: (sign * trial.values[0], -trial.number))
+
+
+def _done(trials: Sequence[FrozenTrial]) -> int:
+    """How many trials are through; one that was run again is another one's beginning."""
+    again = {number for t in trials for number in t.system_attrs.get("retry_history", ())}
+    return sum(t.state.is_finished() and t.number not in again for t in trials)
+
+
+def _held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _silent(spec: Spec) -> tuple[Any, ...]:
+    return tuple(entry for entry in spec.observers if entry.use != "progress")
+
+
+def _shown(domain: Any) -> list[Any]:
+    """Choices as Optuna can keep them: whole entries as text."""
+    return [
+        choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
+        for choice in getattr(domain, "choices", ())
+    ]
+
+
+def _said(domain: Any) -> str:
+    return json.dumps({k: v for k, v in asdict(domain).items() if v not in (None, False)})
+
+
+def _dumped(specs: Sequence[Spec]) -> str:
+    """One file that stands for runs which differ in their seed."""
+    text = dump_spec(specs[0])
+    if len(specs) == 1:
+        return text
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    data = yaml.load(text)
+    del data["seed"]
+    stream_ = StringIO()
+    yaml.dump({**data, "seeds": [one.seed for one in specs]}, stream_)
+    return stream_.getvalue()
+
+
+def _mean_seconds(trials: Sequence[FrozenTrial]) -> float | None:
+    lasted = [t.duration.total_seconds() for t in trials if t.duration is not None]
+    return float(np.mean(lasted)) if lasted else None
+
+
+def _time(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:g}" if name == "hurt_classes" else f"{100 * value:.2f} %"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna tells of each trial by itself, and of what is experimental in it; the runs tell of
+    what each of them finds again."""
+    before, level = optuna.logging.get_verbosity(), log.level
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    log.setLevel(logging.WARNING)
+    say.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+        log.setLevel(level)

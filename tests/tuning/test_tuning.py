@@ -1,0 +1,96 @@
+"""Studies: trials are runs, the test images wait for the best one, bad input is found at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import kdzoo
+from kdzoo.spec.read import read_spec
+from kdzoo.spec.tuning import read_tuning
+
+SPACE = {
+    "losses.kd.temperature": {"low": 1, "high": 10},
+    "policy": {"choices": ["all", {"use": "tllm", "start_epoch": 1}]},
+    "policy.patience": {"low": 1, "high": 3, "step": 1},
+}
+
+
+@pytest.fixture
+def tuned(tiny: dict[str, Any]) -> dict[str, Any]:
+    """Three short trials."""
+    return {
+        **tiny,
+        "data": {"use": "planted", "per_class": 12, "validation": 0.25},
+        "tune": {"space": SPACE, "trials": 3},
+    }
+
+
+def test_a_study_tests_the_best_trial_alone(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    done = kdzoo.tune(tuned, runs=tmp_path)
+    trials = done.study.get_trials()
+    assert len(trials) == 3
+    assert all(("policy.patience" in t.params) == (t.params["policy"] != "all") for t in trials)
+    assert isinstance(done.final, kdzoo.Run)
+    tested = {json.loads(p.read_bytes())["name"] for p in tmp_path.glob("*/report.json")}
+    assert tested == {"tiny", "tiny-teacher", "tiny-baseline"}
+    # What best.yaml says is the best trial itself: its run goes on to the test and no further.
+    spec = read_spec(done.directory / "best.yaml")
+    assert spec.threads == done.best.user_attrs["threads"]
+    before = {path.name for path in tmp_path.iterdir()}
+    again = kdzoo.run(spec, runs=tmp_path)
+    assert again.directory.name in before
+    assert again.directory != done.final.directory
+
+
+def test_the_study_goes_on_and_opens_in_optuna(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    done = kdzoo.tune(tuned, runs=tmp_path)
+    more = kdzoo.tune(tuned, ["tune.trials=4"], runs=tmp_path, resume=True)
+    assert more.directory == done.directory
+    url = f"sqlite:///{more.directory / 'study.db'}"
+    assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("losses.kd.temprature", {"low": 1, "high": 2}, 'did you mean "temperature"'),
+        ("losses.kd.temperature", {"low": 2, "high": 1}, "low must be below high"),
+        ("losses.kd.temperature", {"low": -1, "high": 1}, "must be greater than 0"),
+        ("policy.patience", {"choices": ["many"]}, "whole number"),
+        ("policy.patiense", {"low": 1, "high": 3}, "belongs to none"),
+        ("seed", {"low": 1, "high": 3}, "list `seeds` instead"),
+        ("train.epochs", {"low": 1, "high": 8, "step": 2}, "do not lead"),
+    ],
+)
+def test_bad_spaces_are_named(
+    tuned: dict[str, Any], key: str, value: dict[str, Any], message: str
+) -> None:
+    tuned["tune"]["space"] = {**SPACE, key: value}
+    with pytest.raises(kdzoo.SpecError, match=message):
+        read_tuning(tuned)
+
+
+def test_the_space_that_components_carry(tuned: dict[str, Any]) -> None:
+    tuned["tune"]["space"] = "default"
+    assert {"losses.kd.temperature", "policy.patience", "policy.margin"} <= set(
+        read_tuning(tuned).space
+    )
+
+
+def test_a_storage_that_holds_another_space(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    storage = f"tune.storage={tmp_path / 'study.journal'}"
+    kdzoo.tune(tuned, [storage, "tune.trials=1"], runs=tmp_path)
+    tuned["tune"]["space"] = {"losses.kd.temperature": {"low": 1, "high": 5}}
+    with pytest.raises(kdzoo.SpecError, match="holds another study"):
+        kdzoo.tune(tuned, [storage], runs=tmp_path)
+
+
+def test_an_unreachable_database(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    with pytest.raises(kdzoo.RunError, match="cannot be used"):
+        kdzoo.tune(tuned, ["tune.storage=sqlite:////nowhere/study.db"], runs=tmp_path)
+    assert not list(tmp_path.glob("tiny-*/checkpoint.pt"))
