@@ -151,10 +151,11 @@ class Trainer:
         """All steps of one epoch; ``epoch`` counts from the stage's beginning."""
         seed, batch_size, group = self.spec.seed, stage.train.batch_size, self.processes
         sizes = self.images.sizes(batch_size)  # of the whole batches; a view has our rows of one
-        views = self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)
         window: list[Tensor] = []
         self.distiller.train()
-        for number, (size, view) in enumerate(zip(sizes, views, strict=True)):
+        # The views have no name here: an error keeps this frame, and would keep with it the
+        # processes that read ahead.
+        for number, (size, view) in enumerate(zip(sizes, self._views(batch_size), strict=True)):
             # Seeded step by step: what a loss draws cannot shift the student's dropout, and a run
             # that is continued draws what it would have drawn.
             _reseed(stream(seed, "step", self.step), view.inputs.device)
@@ -170,6 +171,11 @@ class Trainer:
             if self.step % self.spec.log_every == 0 or number == len(sizes) - 1:
                 self._log(info, list(step.terms), window)
                 window = []
+
+    def _views(self, batch_size: int) -> Iterator[View]:
+        """Our part of each batch of this epoch."""
+        seed, group = self.spec.seed, self.processes
+        return self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)
 
     def _log(self, info: RunInfo, terms: list[str], window: list[Tensor]) -> None:
         """Bring some steps' numbers to the host in one copy, check them, show them."""
