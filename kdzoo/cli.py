@@ -231,6 +231,9 @@ def plugins(
         Console(highlight=False, markup=False, soft_wrap=True).print(table)
         for record in registry().broken:
             print(f"\n{record} is broken: {record.reason}")
+        for record in records:
+            for warning in record.warnings:
+                print(f"\n{record} uses what will go: {warning}")
     if check and registry().broken:
         raise typer.Exit(1)
 

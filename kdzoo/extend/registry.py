@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from pydantic.fields import FieldInfo
 from kdzoo.errors import PluginError, SpecError, did_you_mean
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
+from kdzoo.extend.isolation import Isolation
 from kdzoo.extend.ranges import Choices, Range
 
 __all__ = ["GROUP", "REGISTERED", "PluginRecord", "Registry", "register", "registry"]
@@ -42,6 +44,9 @@ log = logging.getLogger("kdzoo")
 
 Status = Literal["active", "broken", "disabled"]
 
+_SECONDS = 60.0  # a plugin may import a large library from a slow disk
+_UNKNOWN = "unknown"
+_MODULE = re.compile(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?")
 _NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 
 
@@ -56,6 +61,7 @@ class PluginRecord:
         status: ``active``, ``broken`` (see ``reason``) or ``disabled``.
         reason: why it is broken; empty otherwise.
         adds: the names of its components, by kind.
+        warnings: what it uses that will go, as ``file:line: message``.
     """
 
     name: str
@@ -64,6 +70,7 @@ class PluginRecord:
     status: Status
     reason: str = ""
     adds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f'plugin "{self.name}" of {self.distribution} {self.version}'
@@ -76,6 +83,7 @@ class Registry:
         entry_points: the plugins to load.
         disabled: names of entry points that are skipped before they are imported.
         strict: raise for the first broken plugin instead of keeping a record of it.
+        seconds: how long each may take to be imported.
     """
 
     def __init__(
@@ -83,8 +91,10 @@ class Registry:
         entry_points: Iterable[metadata.EntryPoint],
         disabled: Iterable[str] = (),
         strict: bool = False,
+        seconds: float = _SECONDS,
     ) -> None:
         self.records: list[PluginRecord] = []
+        self._seconds = seconds
         self._warned = False
         self._components: dict[str, dict[str, type[Component]]] = {
             base.kind: {} for base in HOOKS.values()
@@ -101,12 +111,13 @@ class Registry:
 
     @classmethod
     def installed(cls) -> Registry:
-        """The registry of everything installed, under ``KDZOO_DISABLE_PLUGINS`` and
-        ``KDZOO_STRICT_PLUGINS``."""
+        """The registry of everything installed, under ``KDZOO_DISABLE_PLUGINS``,
+        ``KDZOO_STRICT_PLUGINS`` and ``KDZOO_PLUGIN_SECONDS``."""
         return cls(
             _installed_entry_points(),
             disabled=map(str.strip, os.environ.get("KDZOO_DISABLE_PLUGINS", "").split(",")),
             strict=os.environ.get("KDZOO_STRICT_PLUGINS", "") not in ("", "0"),
+            seconds=_seconds(os.environ.get("KDZOO_PLUGIN_SECONDS", "")),
         )
 
     @property
@@ -168,14 +179,17 @@ class Registry:
         record = functools.partial(PluginRecord, entry.name, distribution, version)
         if entry.name in disabled:
             return record("disabled")
+        isolation = Isolation(self._seconds)
         try:
-            components = self._collect(f"{distribution}:{entry.name}", _import(entry))
-            self._refuse_duplicates(components, distribution)
+            _refuse_no_module(entry)
+            plugin = isolation.call(entry.load, "cannot be imported")
+            components = self._components_of(
+                f"{distribution}:{entry.name}", plugin, distribution, isolation
+            )
         except PluginError as error:
             return record("broken", str(error))
-        except Exception as error:  # whatever else a module can do when it is looked at
-            return record("broken", f"cannot be examined: {type(error).__name__}: {error}")
-        return self._keep(components, record("active"))
+        warned = isolation.deprecations_of(plugin)
+        return self._keep(components, record("active", warnings=warned))
 
     def add_file(self, path: Path) -> None:
         """Add the plugin in a local file: a module with hooks, as an installed one is.
@@ -191,20 +205,21 @@ class Registry:
         except OSError as error:
             raise PluginError(f"{path}: cannot be read: {error.strerror}") from error
         known = len(self.records)
+        isolation = Isolation(self._seconds)
         try:
-            module = _import_file(path)
+            module = isolation.call(lambda: _import_file(path), "cannot be imported")
             if len(self.records) > known:
                 raise PluginError(
                     "calls kdzoo.register, which is for scripts; return its classes from a hook: "
                     "@kdzoo.hookimpl"
                 )
-            components = self._collect(str(path), module)
-            self._refuse_duplicates(components, str(path))
+            components = self._components_of(str(path), module, str(path), isolation)
         except PluginError as error:
             if self._manager.has_plugin(str(path)):
                 self._manager.unregister(name=str(path))
             raise PluginError(f"{path}: {error}") from error
-        record = PluginRecord(path.stem, str(path), version, "active")
+        warned = isolation.deprecations_of(module)
+        record = PluginRecord(path.stem, str(path), version, "active", warnings=warned)
         self.records.append(self._keep(components, record))
 
     def add(self, component: type[Component]) -> None:
@@ -262,6 +277,15 @@ class Registry:
             self._components[component.kind][component.name] = component
             self._owners[component] = record
         return record
+
+    def _components_of(
+        self, name: str, plugin: Any, distribution: str, isolation: Isolation
+    ) -> list[type[Component]]:
+        """What one plugin adds, once all of it is known to be right."""
+        _check_api_version(plugin)
+        components = isolation.call(lambda: self._collect(name, plugin), "cannot be examined")
+        self._refuse_duplicates(components, distribution)
+        return components
 
     def _collect(self, name: str, plugin: Any) -> list[type[Component]]:
         """Register one plugin, call its hooks alone, and check every class that they return."""
@@ -402,35 +426,24 @@ def _import_file(path: Path) -> Any:
         raise PluginError("is no Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # its classes look for their module there
-    loader = spec.loader
-
-    def load() -> Any:
-        loader.exec_module(module)
-        return module
-
-    return _loaded(load)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _import(entry: metadata.EntryPoint) -> Any:
-    return _loaded(entry.load)
+def _refuse_no_module(entry: metadata.EntryPoint) -> None:
+    if not _MODULE.fullmatch(entry.value):
+        raise PluginError(f"its entry point is {entry.value!r}; it must name a module")
 
 
-def _loaded(load: Callable[[], Any]) -> Any:
-    try:
-        plugin = load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin that calls sys.exit() must not end the others
-        raise PluginError(f"cannot be imported: {type(error).__name__}: {error}") from error
+def _check_api_version(plugin: Any) -> None:
     wanted = getattr(plugin, "KDZOO_API_VERSION", API_VERSION)
-    if not isinstance(wanted, int):
-        raise PluginError(f"KDZOO_API_VERSION is {wanted!r}; it must be a whole number")
+    if not isinstance(wanted, int) or wanted < 1:
+        raise PluginError(f"KDZOO_API_VERSION is {wanted!r}; it must be a whole number from 1 on")
     if wanted > API_VERSION:
         raise PluginError(
             f"is written for kdzoo API {wanted}, and this kdzoo has API {API_VERSION}; "
             "upgrade kdzoo, or install an older version of the plugin"
         )
-    return plugin
 
 
 def _check_hook_names(plugin: Any) -> None:
@@ -449,9 +462,7 @@ def _check_hook_names(plugin: Any) -> None:
 def _call(hook: str, function: Callable[[], Any]) -> list[Any]:
     try:
         result = function()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{hook}() raised {type(error).__name__}: {error}") from error
     if not isinstance(result, list):
         got = "a class" if inspect.isclass(result) else f"{type(result).__name__}"
@@ -471,6 +482,19 @@ def _installed_entry_points() -> list[metadata.EntryPoint]:
 def _origin(distribution: metadata.Distribution | None) -> tuple[str, str]:
     """Name and version, although an interrupted installation may have left neither."""
     if distribution is None:
-        return "unknown", "unknown"
-    fields = distribution.metadata
-    return fields["Name"] or "unknown", fields["Version"] or "unknown"
+        return _UNKNOWN, _UNKNOWN
+    try:
+        fields = distribution.metadata
+        return fields["Name"] or _UNKNOWN, fields["Version"] or _UNKNOWN
+    except Exception:
+        return _UNKNOWN, _UNKNOWN
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or _SECONDS)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise PluginError(f"KDZOO_PLUGIN_SECONDS is {text!r}; it must be a number above 0")
+    return seconds

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kdzoo.extend.bases import Observer
 from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
+from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline import run
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require
@@ -276,19 +276,12 @@ class ObserverChecks(Checks[Observer]):
     def leaves_torch_alone(self) -> None:
         """It leaves torch's settings as they are."""
         info = _USUAL.info(self.folder)
-        before = _settings()
-        try:
+        with changed_settings(TORCH_SETTINGS) as changed:
             observer = self._make()
             observer.start(info, None)
             _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
             observer.end(info, None)
-            after = _settings()
-        finally:
-            torch.set_grad_enabled(before["gradients"])
-            torch.set_num_threads(before["threads"])
-            torch.set_default_dtype(before["dtype"])
-        changed = [name for name in before if before[name] != after[name]]
-        require(not changed, f"it changed torch's {', '.join(changed)}")
+        require(not changed, f"it changed {', '.join(changed)}")
 
 
 class _Interrupts(Observer):
@@ -340,14 +333,6 @@ def _open_files(directory: Path) -> list[str]:
             if target.is_relative_to(directory.resolve()):
                 found.append(target.name)
     return found
-
-
-def _settings() -> dict[str, Any]:
-    return {
-        "gradients": torch.is_grad_enabled(),
-        "threads": torch.get_num_threads(),
-        "dtype": torch.get_default_dtype(),
-    }
 
 
 def _equal(one: dict[str, Any], other: dict[str, Any]) -> bool:

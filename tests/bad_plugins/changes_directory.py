@@ -1,0 +1,5 @@
+"""Bad: relative paths mean something else afterwards."""
+
+import os
+
+os.chdir("/")

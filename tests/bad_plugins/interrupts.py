@@ -1,0 +1,3 @@
+"""Bad: raises what Ctrl-C raises, although nobody pressed it."""
+
+raise KeyboardInterrupt

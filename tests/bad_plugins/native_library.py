@@ -1,0 +1,5 @@
+"""Bad: its compiled part is not there."""
+
+import ctypes
+
+ctypes.CDLL("libno_such_library.so.7")

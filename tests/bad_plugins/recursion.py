@@ -1,0 +1,8 @@
+"""Bad: never comes to an end."""
+
+
+def again():
+    return again()
+
+
+again()

@@ -1,0 +1,4 @@
+"""Bad: is no Python."""
+
+def kdzoo_losses(:
+    return []

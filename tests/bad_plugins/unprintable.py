@@ -1,0 +1,9 @@
+"""Bad: even its error is broken."""
+
+
+class BrokenError(BaseException):
+    def __str__(self):
+        raise RuntimeError
+
+
+raise BrokenError
