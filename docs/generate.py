@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import kdzoo
+from kdzoo.extend.describe import loss_defaults, prose, shown_value, type_words
 from kdzoo.extend.hookspecs import HOOKS, Hooks
 from kdzoo.extend.registry import registry
 from kdzoo.spec import models
@@ -94,30 +95,12 @@ def components(kind: str) -> str:
             continue  # installed here, but not ours
         parts += [f"### `{name}`", _prose(cls)]
         if issubclass(cls, kdzoo.Loss):
-            parts.append(_defaults(cls))
+            parts.append(loss_defaults(cls))
         schema = cls.Params.model_json_schema()
         if schema["properties"]:
             parts.append(_table(schema, schema.get("$defs", {})))
         parts.append(f"In `{cls.__module__}`.")
     return "\n\n".join(parts)
-
-
-def _defaults(loss: type[kdzoo.Loss]) -> str:
-    """What a loss was published with."""
-    said = [f"follows the {loss.guidance}"]
-    if loss.guidance == "teacher":
-        said.append(
-            f"weight {loss.default_weight:g} beside {loss.default_label_weight:g} of labels"
-        )
-    if loss.default_warmup_epochs:
-        said.append(f"rising over {loss.default_warmup_epochs} epochs")
-    pairs = [f"{pair.student} / {pair.teacher}" for pair in loss.default_layers]
-    said.append(f"layers (student / teacher) {', '.join(pairs)}" if pairs else "reads the logits")
-    if loss.default_adapter:
-        said.append(f"adapter `{loss.default_adapter}`")
-    if loss.needs_indices:
-        said.append("remembers samples")
-    return f"By default: {'; '.join(said)}."
 
 
 _SPEC_MODELS: dict[str, type[BaseModel]] = {
@@ -165,9 +148,7 @@ def _signature(function: Callable[..., Any]) -> str:
 
 def _prose(documented: Any) -> str:
     """A docstring as Markdown: its sections become lists, its roles plain code."""
-    text = inspect.cleandoc(documented.__doc__ or "")
-    text = re.sub(r":\w+:`~?([^`]+)`", lambda found: f"`{found[1]}`", text).replace("``", "`")
-    blocks = [_section(block) for block in text.split("\n\n")]
+    blocks = [_section(block) for block in prose(documented).split("\n\n")]
     return "\n\n".join(blocks)
 
 
@@ -191,7 +172,7 @@ def _table(schema: _Schema, definitions: _Schema) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in schema["properties"].items():
         needed = key in schema.get("required", ())
-        cells = [f"`{key}`", _type(field, definitions), _default(field, needed)]
+        cells = [f"`{key}`", type_words(field, definitions), _default(field, needed)]
         description = field.get("description") or definitions[_name(field)]["description"]
         rows.append("| " + " | ".join([*cells, description.replace("|", r"\|")]) + " |")
     return "\n".join(rows)
@@ -206,61 +187,12 @@ def _default(field: _Schema, needed: bool) -> str:
     if value in (None, ""):
         return ""
     if isinstance(value, dict | list):
-        return f"`{_short(value)}`"
+        return f"`{shown_value(value)}`"
     return f"`{json.dumps(value, ensure_ascii=False)}`".replace('"', "")
-
-
-def _short(value: Any) -> str:
-    """A default as a spec may write it: a component that says no more than its name is its name."""
-    if isinstance(value, list):
-        return f"[{', '.join(_short(item) for item in value)}]"
-    if isinstance(value, dict):
-        said = {key: item for key, item in value.items() if item is not None}
-        if said.get("id") == said.get("use"):
-            return str(said["use"])
-        if list(said) == ["use"]:
-            return str(said["use"])
-        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in said.items()) + "}"
-    return str(value)
-
-
-def _type(field: _Schema, definitions: _Schema) -> str:
-    """A field's type in words, with its bounds."""
-    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
-    return " or ".join(_one_type(choice, definitions) for choice in choices)
 
 
 def _name(field: _Schema) -> str:
     return str(field.get("$ref", "")).rpartition("/")[2]
-
-
-def _one_type(field: _Schema, definitions: _Schema) -> str:
-    if "$ref" in field:
-        return _name(field).removesuffix("Entry").lower() + " entry"
-    if "enum" in field or "const" in field:
-        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
-    kind = field.get("type")
-    if kind == "array":
-        items = field.get("items") or (field.get("prefixItems") or [{}])[0]
-        return f"list of {_type(items, definitions)}"
-    words = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-    }
-    return ", ".join([words.get(str(kind), "mapping"), *_bounds(field)])
-
-
-def _bounds(field: _Schema) -> Iterator[str]:
-    for key, sign in (
-        ("minimum", "at least"),
-        ("exclusiveMinimum", "above"),
-        ("maximum", "at most"),
-        ("exclusiveMaximum", "below"),
-    ):
-        if key in field:
-            yield f"{sign} {field[key]:g}"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+plugins_app = typer.Typer(invoke_without_command=True)
+app.add_typer(plugins_app, name="plugins")
+
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec, as YAML.")]
 Settings = Annotated[
     list[str] | None,
@@ -203,13 +206,16 @@ def init(
     print(f"Wrote {file}. Now: kdzoo run {file}")
 
 
-@app.command()
+@plugins_app.callback()
 def plugins(
+    context: typer.Context,
     check: Annotated[bool, typer.Option("--check", help="Fail if a plugin is broken.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """List the installed plugins, what they add, and why one is broken."""
+    if context.invoked_subcommand is not None:
+        return
     from dataclasses import asdict
 
     from rich.console import Console
@@ -236,6 +242,61 @@ def plugins(
                 print(f"\n{record} uses what will go: {warning}")
     if check and registry().broken:
         raise typer.Exit(1)
+
+
+@plugins_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A component's name, or its kind and name: loss.kd.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Tell what a component is: its source, its params, how a spec uses it, where it lives."""
+    from dataclasses import asdict
+
+    from kdzoo.extend.bases import Loss
+    from kdzoo.extend.describe import example, loss_defaults, params_of, prose
+    from kdzoo.extend.registry import registry
+
+    _add(plugin)
+    described: list[dict[str, Any]] = []
+    for component in registry().named(name):
+        owner = registry().owner(component)
+        module = sys.modules[component.__module__]
+        defaults = loss_defaults(component).replace("`", "") if issubclass(component, Loss) else ""
+        described.append(
+            {
+                "kind": component.kind,
+                "name": component.name,
+                "description": prose(component),
+                "defaults": defaults,
+                "params": [asdict(param) for param in params_of(component)],
+                "example": example(component),
+                "plugin": owner.name,
+                "distribution": owner.distribution,
+                "version": owner.version,
+                "module": component.__module__,
+                "file": getattr(module, "__file__", None),
+            }
+        )
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    for number, what in enumerate(described):
+        print("\n" * bool(number) + f"{what['kind']} {what['name']}\n\n{what['description']}")
+        if what["defaults"]:
+            print(f"\n{what['defaults']}")
+        print("\nParams:" if what["params"] else "\nIt has no params.")
+        for param in what["params"]:
+            required = param["default"] == "required"
+            default = param["default"] and (
+                "required" if required else f"default {param['default']}"
+            )
+            tuned = param["tuned"] and f"tuned from {param['tuned']}"
+            about = "; ".join(filter(None, [param["type"], default, tuned]))
+            print(f"  {param['key']} ({about})\n      {param['meaning']}")
+        print(f"\nIn a spec:\n  {what['example']}")
+        where = what["file"] or "typed into a program"
+        print(f"\nFrom {what['distribution']} {what['version']}: {what['module']}, {where}")
 
 
 @app.command()

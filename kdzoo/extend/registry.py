@@ -139,14 +139,34 @@ class Registry:
         found = self._components[kind].get(name)
         if found is not None:
             return found
-        message = f'unknown {kind} "{name}"{did_you_mean(name, self._components[kind])}'
+        near = did_you_mean(name, self._components[kind])
+        raise SpecError(f'unknown {kind} "{name}"{near}{self._absent(name)}')
+
+    def named(self, name: str) -> list[type[Component]]:
+        """All components of that name, whatever their kind; of one kind for ``loss.kd``; or those
+        that the plugin of that name adds.
+
+        Raises:
+            SpecError: there is none.
+        """
+        kind, _, short = name.rpartition(".")
+        everything = [c for found in self._components.values() for c in found.values()]
+        named = [c for c in everything if c.name == short and kind in ("", c.kind)]
+        if found := named or [c for c in everything if self.owner(c).name == name]:
+            return found
+        near = did_you_mean(short, [c.name for c in everything])
+        raise SpecError(f'there is no component "{name}"{near}{self._absent(short)}')
+
+    def _absent(self, name: str) -> str:
+        """The end of an error about an unknown name: which plugins might have brought it."""
         absent = [r for r in self.records if r.status != "active"]
         # A plugin that died before it said what it adds may have been the one that was meant.
         likely = [r for r in absent if r.name.split(".")[-1] == name] or absent
+        message = ""
         for record in likely:
             reason = record.reason or "disabled by KDZOO_DISABLE_PLUGINS"
             message += f"\n    {record} may add it, but is {record.status}: {reason}"
-        raise SpecError(message)
+        return message
 
     def make(self, kind: str, name: str, params: Mapping[str, Any]) -> Any:
         """A new component. ``params`` are plain values, as in a spec.
