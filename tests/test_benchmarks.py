@@ -35,6 +35,7 @@ def plain(benchmarks: None) -> ModuleType:
     return importlib.import_module("contestants.plain")
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_shows_every_contestant(tmp_path: Path) -> None:
     small = "--rounds 1 --steps 2 --skip 1 --batch 8 --samples 320 --classes 10 --negatives 32"
     done = subprocess.run(

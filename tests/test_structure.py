@@ -149,6 +149,7 @@ def kdzoo_losses() -> list[type[kdzoo.Loss]]:
 '''
 
 
+@pytest.mark.slow
 def test_a_plugin_passes_mypy_although_names_load_lazily(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "plugin.py"]
