@@ -36,6 +36,7 @@ log = logging.getLogger("kdzoo")
 
 _STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _LOOK = 0.05  # seconds between two looks at what the others say
+_STOPPING = 5.0  # seconds in which the others stop, when all are told to
 _LEAVING = 30.0  # seconds that the others have to hear that all is done
 _PATIENCE = datetime.timedelta(hours=2)  # the first process evaluates while the others wait
 _FAILED = "failed"
@@ -154,9 +155,14 @@ class _Several(Processes):
                     return done
                 part(job)
         except BaseException as error:
-            self._claim(str(error) or type(error).__name__)
-            if self._loss is not None and isinstance(error, KeyboardInterrupt):
-                raise self._loss from None  # torchrun terminates those that are left
+            self._leave()
+            speaks = self._claim(str(error) or type(error).__name__)
+            if isinstance(error, KeyboardInterrupt):
+                # torchrun terminates those that are left when one is lost.
+                if speaks and self._loss is None and not self._all_leave():
+                    self._lose()
+                if self._loss is not None:
+                    raise self._loss from None
             raise
 
     def give_out(self, job: object) -> None:
@@ -255,12 +261,33 @@ class _Several(Processes):
                 said = self._store.get(_FAILED).decode()
         if said:
             return ProcessError(f"process {said}")
+        self._lose()
+        assert self._loss is not None
+        return self._loss
+
+    def _lose(self) -> None:
         self._loss = ProcessError(
             f"one of the {self.count} processes was lost (killed, or its machine is gone); the "
             "same command goes on from the last finished epoch"
         )
         self._claim(str(self._loss))
-        return self._loss
+
+    def _leave(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"leaves/{self.rank}", "")
+
+    def _all_leave(self) -> bool:
+        """Whether the others were told to stop, too; one that was killed cannot say so."""
+        deadline = time.monotonic() + _STOPPING
+        everybody = [f"leaves/{rank}" for rank in range(self.count)]
+        try:
+            while not self._store.check(everybody):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_LOOK)
+        except RuntimeError:
+            pass  # the store is gone: its process was told first, or is lost, and we were told
+        return True
 
     def _claim(self, reason: str) -> bool:
         """Be the one to say why it ended, unless another process is already."""
