@@ -1,19 +1,24 @@
 # make demo   a first distillation, from nothing
-# make test   the tests, from nothing
+# make test   the tests, from nothing (make slow: those that take seconds each)
 # make lint   ruff and mypy
 # make docs   the documentation's site, in build/site
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes of one thread each; a file's tests share what its fixtures made.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test slow lint docs clean
 
 demo: .venv/.installed
 	@test -f digits.yaml || $(BIN)/kdzoo init digits
 	$(BIN)/kdzoo run digits.yaml
 
 test: .venv/.installed-tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+slow: .venv/.installed-tests
+	$(PYTEST) -m slow
 
 lint: .venv/.installed-tests
 	$(BIN)/ruff check .
