@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from kdzoo_plugins.datasets._cifar100_pairs import PAIRS
 from kdzoo_plugins.losses.crd import ContrastMemory
 from kdzoo_plugins.losses.dkd import dkd_loss
 from kdzoo_plugins.losses.kd import kd_loss
+from pictures import write_pictures
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="not in the source distribution")
@@ -155,3 +158,31 @@ def test_what_a_step_could_cost_is_shown(arguments: str, rows: list[str]) -> Non
     assert done.returncode == 0, done.stderr
     for row in rows:
         assert any(line.startswith(row) for line in done.stdout.splitlines()), done.stdout
+
+
+@pytest.mark.slow
+def test_the_literatures_table_is_trained_and_found_again(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", size=(32, 32))
+    arguments = "--pairs resnet56:resnet20 --methods ce dkd --epochs 1 --seeds 0 1 --device cpu"
+    for time in (r"\d+\.\d", "-"):
+        done = subprocess.run(
+            [
+                *(sys.executable, str(BENCHMARKS / "cifar100_table.py")),
+                *("--root", str(pictures), *arguments.split()),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for method in ("ce", "dkd"):
+            row = rf"resnet56 -> resnet20 +{method} +\d+\.\d\d +\d+\.\d\d +{time}"
+            assert re.search(row + "$", done.stdout, re.MULTILINE), done.stdout
+        assert "published" not in done.stdout
+
+
+def test_the_table_names_the_bundled_pairs(benchmarks: None) -> None:
+    table = importlib.import_module("cifar100_table")
+    assert set(table.PUBLISHED) == {(teacher, student) for teacher, student, _ in PAIRS}
+    assert {len(values) for values in table.PUBLISHED.values()} == {len(table.METHODS)}

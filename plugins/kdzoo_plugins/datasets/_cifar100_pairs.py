@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CIFAR100_PAIRS"]
+__all__ = ["CIFAR100_PAIRS", "PAIRS"]
 
-_PAIRS = (  # teacher, student, beta of DKD (Zhao et al., 2022)
+PAIRS = (  # teacher, student, beta of DKD (Zhao et al., 2022)
     ("resnet56", "resnet20", 2),
     ("resnet110", "resnet32", 2),
     ("resnet32x4", "resnet8x4", 8),
@@ -62,5 +62,5 @@ def _spec(teacher: str, student: str, beta: int) -> tuple[str, str]:
     return name, text
 
 
-CIFAR100_PAIRS = dict(_spec(*pair) for pair in _PAIRS)
+CIFAR100_PAIRS = dict(_spec(*pair) for pair in PAIRS)
 """A complete spec of each pair, as YAML, by name."""
