@@ -127,6 +127,9 @@ def tune(
         typer.Option(help="A database's URL or a journal's file, to share the study with others."),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="How many trials the study has.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many processes work on it on this machine.")
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a study; fail if there is none.")
     ] = False,
@@ -139,7 +142,7 @@ def tune(
     given += [] if storage is None else [f"tune.storage={json.dumps(storage)}"]
     given += [] if trials is None else [f"tune.trials={trials}"]
     try:
-        done = kdzoo.tune(spec, given, runs=runs, resume=resume)
+        done = kdzoo.tune(spec, given, runs=runs, resume=resume, workers=workers)
     except KeyboardInterrupt:
         print("\nkdzoo: interrupted; the same command goes on with the study", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -387,6 +390,7 @@ def _show_tuned(done: Tuned) -> None:
         _show_run(done.final)
     else:
         _show_study(done.final)
+    print(f"Study:          {done.directory / 'report.html'}")
     print(f"Best spec:      {done.directory / 'best.yaml'}")
 
 

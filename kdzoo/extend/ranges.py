@@ -66,7 +66,7 @@ class Choices:
     @model_validator(mode="after")
     def _all_different(self) -> Choices:
         for i, value in enumerate(self.choices):
-            if any(value == other and type(value) is type(other) for other in self.choices[:i]):
+            if value in self.choices[:i]:
                 raise ValueError(f"has {value!r} twice")
         return self
 

@@ -125,6 +125,13 @@ class Registry:
         """The plugins that could not be loaded."""
         return [record for record in self.records if record.status == "broken"]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The local files that were added, for another process to add."""
+        return tuple(
+            Path(r.distribution) for r in self.records if Path(r.distribution).is_absolute()
+        )
+
     def names(self, kind: str) -> list[str]:
         """The names of all components of one kind, sorted."""
         return sorted(self._components[kind])

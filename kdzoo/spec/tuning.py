@@ -155,9 +155,18 @@ class Tuning:
         return read_documents(expand(self.derive(_taken_from(values))), self.parents)
 
     def structures(self) -> Iterator[tuple[Spec, ...]]:
-        """The specs with each combination of the components that can be chosen."""
+        """The specs with each combination of the components that other keys lie below, and with
+        each of the others that can be chosen."""
+        first = {key: domain.ends[0] for key, domain in self.space.items()}
+        above: set[str] = set()
         for fixed in _combinations(self.space):
-            yield self.specs({key: fixed.get(key, d.ends[0]) for key, d in self.space.items()})
+            above |= set(fixed)
+            yield self.specs({**first, **fixed})
+        for key, domain in self.space.items():
+            if isinstance(domain, Choices) and key not in above:
+                for choice in domain.choices[1:]:
+                    if isinstance(choice, str | list | dict):
+                        yield self.specs({**first, key: choice})
 
 
 def read_tuning(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Tuning:
@@ -190,6 +199,8 @@ def read_tuning(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         raise SpecError(
             document.error(("data", "validation"), "is 0: trials are measured on validation images")
         )
+    if len(set(tune.objective)) < len(tune.objective):
+        raise SpecError(document.error(("tune", "objective"), "has the same one twice"))
     if "hurt_classes" in tune.objective and not base[0].baseline:
         problem = "hurt_classes is measured against the baseline; say `baseline: true`"
         raise SpecError(document.error(("tune", "objective"), problem))
@@ -223,13 +234,18 @@ def _chapter(document: Document, problems: list[str]) -> Tune | None:
     except ValidationError as error:
         for item in error.errors():
             path = ("tune", *item["loc"])
-            if item["type"] == "extra_forbidden":
+            if item["loc"][0] == "space" and len(path) > 2:  # the one for each of its two forms
+                path = path[:2]
+                message = "must be `default`, or a range or {choices: [...]} for each key, not "
+                message += repr(data["space"])
+            elif item["type"] == "extra_forbidden":
                 message = f"unknown key{did_you_mean(str(path[-1]), Tune.model_fields)}"
             elif item["type"] == "missing":
                 message = "is missing"
             else:
                 message = f"{in_words(item['msg'])}, not {item['input']!r}"
-            problems.append(document.error(path[:3] if "space" in path else path, message))
+            problems.append(document.error(path, message))
+        problems[:] = dict.fromkeys(problems)
         return None
 
 
@@ -264,6 +280,8 @@ def _space(
             space[key] = adapter.validate_json(json.dumps(given))
         except ValidationError as error:
             for item in error.errors():
+                if item["loc"][-1:] == ("int",):  # the same is said of float
+                    continue
                 where = (*path, *item["loc"][:1])
                 if item["type"] == "value_error":
                     message = str(item["ctx"]["error"])
@@ -273,6 +291,8 @@ def _space(
                     )
                 elif item["type"] == "missing":
                     message = "is missing"
+                elif item["type"] == "too_short":
+                    message = "is empty"
                 else:
                     message = f"{in_words(item['msg'])}, not {item['input']!r}"
                 problems.append(document.error(where, message))
@@ -363,9 +383,12 @@ def _asked(document: Document, key: str, space: Mapping[str, Domain]) -> bool:
     for number, part in enumerate(parts):
         if isinstance(here, list):
             names = [isinstance(e, dict) and (e.get("id") or e.get("use")) for e in here]
-            if part not in names:
+            if part in names:
+                here = here[names.index(part)]
+            elif part.isdecimal() and int(part) < len(here):
+                here = here[int(part)]
+            else:
                 return False
-            here = here[names.index(part)]
         elif isinstance(here, dict):
             if number == len(parts) - 1 and isinstance(here.get("use"), str):
                 words = parts[:-1] if parts[-3:-2] != ["losses"] else parts[:-2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,19 @@ from optuna.storages.journal import JournalFileBackend
 
 from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.extend.ranges import Choices, Range
+from kdzoo.seeds import stream
 from kdzoo.spec.tuning import SearchEntry, Tuning
 
-__all__ = ["RETRIES", "make_pruner", "make_sampler", "open_storage", "suggest"]
+__all__ = [
+    "RETRIES",
+    "count_trials",
+    "make_pruner",
+    "make_sampler",
+    "open_storage",
+    "plain",
+    "shown",
+    "suggest",
+]
 
 RETRIES = 5  # of a trial whose worker dies: it may be the trial that kills it
 
@@ -27,14 +39,16 @@ _SAMPLERS: dict[str, type[Any]] = {
     for name, value in vars(optuna.samplers).items()
     if isinstance(value, type)
     and issubclass(value, BaseSampler)
-    and name not in ("BaseSampler", "PartialFixedSampler")  # the last is made of another one
+    and not inspect.isabstract(value)
+    and name != "PartialFixedSampler"  # it is made of another one
 }
 _PRUNERS: dict[str, type[Any]] = {
     name.removesuffix("Pruner").lower(): value
     for name, value in vars(optuna.pruners).items()
     if isinstance(value, type)
     and issubclass(value, BasePruner)
-    and name not in ("BasePruner", "PatientPruner")
+    and not inspect.isabstract(value)
+    and name != "PatientPruner"
 }
 
 
@@ -46,10 +60,24 @@ def make_sampler(tuning: Tuning, seed: int) -> BaseSampler:
     """
     entry = tuning.tune.sampler
     extra: dict[str, Any] = {"seed": seed % 2**32}
-    if _plain(entry.use) == "grid":
-        extra["search_space"] = {key: _grid(key, d) for key, d in tuning.space.items()}
+    if plain(entry.use) in ("grid", "qmc"):  # the seed is that of one order, which workers share
+        extra["seed"] = stream(tuning.base[0].seed, "tune") % 2**32
+    if plain(entry.use) == "grid":
+        extra["search_space"] = _grids(tuning)
     made: BaseSampler = _made("sampler", entry, _SAMPLERS, extra)
     return made
+
+
+def plain(name: str) -> str:
+    """A sampler's or a pruner's name as Optuna's class has it: CMA-ES and NSGA-II are names too."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def count_trials(tuning: Tuning) -> int:
+    """How many trials a study has: as many as it is told, but no point of a grid twice."""
+    if plain(tuning.tune.sampler.use) != "grid":
+        return tuning.tune.trials
+    return min(tuning.tune.trials, math.prod(len(points) for points in _grids(tuning).values()))
 
 
 def make_pruner(tuning: Tuning, epochs: int, seeds: int) -> BasePruner:
@@ -61,11 +89,11 @@ def make_pruner(tuning: Tuning, epochs: int, seeds: int) -> BasePruner:
     entry, several = tuning.tune.pruner, len(tuning.tune.objective) > 1
     if entry is None:
         return optuna.pruners.NopPruner() if several else optuna.pruners.MedianPruner()
-    if several and _plain(entry.use) != "nop":
+    if several and plain(entry.use) != "nop":
         raise SpecError("tune.pruner: Optuna prunes by one objective only; remove it")
-    extra = {"max_resource": epochs} if _plain(entry.use) == "hyperband" else {}
+    extra = {"max_resource": epochs} if plain(entry.use) == "hyperband" else {}
     made: BasePruner = _made("pruner", entry, _PRUNERS, extra)
-    if _plain(entry.use) == "wilcoxon":
+    if plain(entry.use) == "wilcoxon":
         threshold = entry.arguments.get("p_threshold", 0.1)
         if 0.5**seeds >= threshold:
             raise SpecError(
@@ -89,10 +117,10 @@ def open_storage(where: str, heartbeat: int) -> BaseStorage:
         return _journal(Path(where))
     import sqlalchemy
 
-    shown = where
+    said = where
     try:
         url = sqlalchemy.make_url(where)
-        shown = url.render_as_string(hide_password=True)
+        said = url.render_as_string(hide_password=True)
         connect: dict[str, Any] = {"timeout": 60}
         if url.get_backend_name() in ("postgresql", "postgres"):
             connect = {"connect_timeout": 10}
@@ -108,47 +136,72 @@ def open_storage(where: str, heartbeat: int) -> BaseStorage:
             )
     except ImportError as error:
         raise RunError(
-            f"{shown}: its driver is not installed ({error}); for PostgreSQL: "
+            f"{said}: its driver is not installed ({error}); for PostgreSQL: "
             "pip install 'kdzoo[postgresql]'"
         ) from error
     except Exception as error:  # SQLAlchemy's, Alembic's, Optuna's, the driver's own
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise RunError(f"{shown}: the storage cannot be used: {reason}") from error
+        raise RunError(f"{said}: the storage cannot be used: {reason}") from error
 
 
 def _journal(path: Path) -> BaseStorage:
     try:
-        if path.exists() and path.read_bytes()[:6] == b"SQLite":
-            raise RunError(f"{path}: is an SQLite file; say sqlite:///{path}")
+        if path.exists():  # looked at first: Optuna would write into whatever it is
+            _check_journal(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise RunError(f"{path}: the storage cannot be used: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
-        raise RunError(f"{path}: is no journal of Optuna's: {error}") from error
 
 
-def suggest(trial: optuna.trial.Trial, key: str, domain: Range | Choices, shown: list[Any]) -> Any:
-    """What a trial is to use. ``shown`` is how the choices stand in the storage."""
+def _check_journal(path: Path) -> None:
+    with open(path, "rb") as stream:
+        first = stream.readline(100_000)
+    if first.startswith(b"SQLite"):
+        raise RunError(f"{path}: is an SQLite file; say sqlite:///{path}")
+    try:
+        known = not first or "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise RunError(f"{path}: is no journal of Optuna's; name a new file, or a database's URL")
+
+
+def suggest(trial: optuna.trial.Trial, key: str, domain: Range | Choices) -> Any:
+    """What a trial is to use."""
     if isinstance(domain, Choices):
-        return domain.choices[shown.index(trial.suggest_categorical(key, shown))]
+        kept = shown(domain)
+        return domain.choices[kept.index(trial.suggest_categorical(key, kept))]
     if domain.whole:
         low, high, step = int(domain.low), int(domain.high), int(domain.step or 1)
         return trial.suggest_int(key, low, high, step=step, log=domain.log)
     return trial.suggest_float(key, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
+def shown(domain: Choices) -> list[Any]:
+    """Choices as Optuna can keep them: whole entries as text."""
+    return [
+        choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
+        for choice in domain.choices
+    ]
+
+
+def _grids(tuning: Tuning) -> dict[str, list[Any]]:
+    return {key: _grid(key, domain) for key, domain in tuning.space.items()}
+
+
 def _grid(key: str, domain: Range | Choices) -> list[Any]:
     if isinstance(domain, Choices):
-        return [c if isinstance(c, str | int | float | None) else str(c) for c in domain.choices]
+        return shown(domain)
     step = domain.step or (1 if domain.whole else None)
     if step is None:
         raise SpecError(f"tune.space.{key}: a grid needs a step, or choices")
-    return [domain.low + i * step for i in range(round((domain.high - domain.low) / step) + 1)]
+    steps = round((domain.high - domain.low) / step)
+    return [min(domain.low + i * step, domain.high) for i in range(steps + 1)]
 
 
 def _made(kind: str, entry: SearchEntry, known: dict[str, type[Any]], extra: dict[str, Any]) -> Any:
-    cls = known.get(_plain(entry.use))
+    cls = known.get(plain(entry.use))
     if cls is None:
         raise SpecError(
             f'tune.{kind}: unknown {kind} "{entry.use}"{did_you_mean(entry.use, known)}'
@@ -171,8 +224,3 @@ def _made(kind: str, entry: SearchEntry, known: dict[str, type[Any]], extra: dic
             return cls(**arguments)
     except Exception as error:
         raise SpecError(f"tune.{kind}: {entry.use} does not take these: {error}") from error
-
-
-def _plain(name: str) -> str:
-    """CMA-ES and NSGA-II are names too."""
-    return name.lower().replace("-", "").replace("_", "")

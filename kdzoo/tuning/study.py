@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -43,7 +44,21 @@ from kdzoo.spec.tuning import Tuning, read_tuning
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
-from kdzoo.tuning.search import RETRIES, make_pruner, make_sampler, open_storage, suggest
+from kdzoo.tuning.hparams import write_hparams
+from kdzoo.tuning.page import write_tuning_page
+from kdzoo.tuning.progress import Progress
+from kdzoo.tuning.search import (
+    RETRIES,
+    count_trials,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    plain,
+    shown,
+    suggest,
+)
+from kdzoo.tuning.trials import best_trial, count_done
+from kdzoo.tuning.workers import Workers, follow_leader
 
 __all__ = ["Tuned", "tune"]
 
@@ -59,7 +74,7 @@ class Tuned:
     """A finished study.
 
     Attributes:
-        directory: where it is: ``study.db``, ``best.yaml``.
+        directory: where it is: ``study.db``, ``best.yaml``, ``report.html``.
         study: Optuna's own.
         best: the best trial; of several objectives the one of the front that is best in the first.
         final: the best setting, trained again on all training images, and tested.
@@ -77,6 +92,7 @@ def tune(
     *,
     runs: str | Path = "runs",
     resume: bool = False,
+    workers: int = 1,
 ) -> Tuned:
     """Search the keys that a spec's ``tune`` names; train the best setting again, and test it.
 
@@ -87,34 +103,68 @@ def tune(
         overrides: ``key.path=value`` each, as with ``--set``.
         runs: the directory of all run directories; that of the study will be among them.
         resume: the study must be there already.
+        workers: how many processes on this machine work on it, this one among them. They share its
+            threads. A script needs its ``if __name__ == "__main__"`` for them.
 
     Raises:
         KdzooError: see :mod:`kdzoo.errors`.
     """
+    if workers < 1:
+        raise RunError(f"workers is {workers}; it must be 1 or more")
     if processes().count > 1:
         raise RunError(
             "a study's workers are not started by torchrun; start `kdzoo tune` as often as there "
             "are to be workers"
         )
+    overrides = tuple(overrides)
     tuning = read_tuning(spec, overrides)
     with _quiet():
-        worker = _Worker(tuning, Path(runs), resume)
-        with worker.alive():
+        worker = _Worker(tuning, Path(runs), resume, workers)
+        files = registry().files
+        others = Workers(workers - 1, _help, spec, overrides, Path(runs), workers, files)
+        with worker.alive(others), others, Progress(worker.study, worker.trials, others):
             worker.work()
         best = worker.best()
         worker.keep_best(best)
-    return Tuned(worker.directory, worker.study, best, worker.finish(best))
+    final = worker.finish(best)
+    write_tuning_page(worker.directory, worker.study, final.directory)
+    return Tuned(worker.directory, worker.study, best, final)
+
+
+def _help(
+    spec: str | Path | Mapping[str, Any],
+    overrides: tuple[str, ...],
+    runs: Path,
+    workers: int,
+    files: tuple[Path, ...],
+) -> None:
+    """In another process than the first: work on the study."""
+    follow_leader()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        for file in files:
+            registry().add_file(file)
+        with _quiet():
+            worker = _Worker(read_tuning(spec, overrides), runs, False, workers)
+            with worker.alive(None):
+                worker.work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except KdzooError as error:
+        log.error("a worker: %s", error)
+        sys.exit(1)
 
 
 class _Worker:
     """One process's part in a study."""
 
-    def __init__(self, tuning: Tuning, runs: Path, resume: bool) -> None:
+    def __init__(self, tuning: Tuning, runs: Path, resume: bool, workers: int) -> None:
         self.tuning = tuning
         self.runs = runs
         self.sessions = Sessions(runs)
         base = tuning.base
         self.seeds = len(base)
+        self.threads = base[0].threads or max(torch.get_num_threads() // workers, 1)
         registry().warn_of_broken()
         what = {
             "runs": [self.sessions.of(one).identity(one) for one in base],
@@ -131,6 +181,7 @@ class _Worker:
         # All that can be wrong is found before anything is trained.
         self.pruner = make_pruner(tuning, base[0].epochs, self.seeds)
         make_sampler(tuning, 0)
+        self.trials = count_trials(tuning)
         self._rehearse()
         self.sessions.put_together(one for specs in tuning.structures() for one in specs[:1])
         try:
@@ -172,14 +223,15 @@ class _Worker:
             )
             there = study.user_attrs.get("identity")
             if there is None and not study.get_trials(deepcopy=False):
+                study.set_metric_names(list(self.tuning.tune.objective))  # for optuna-dashboard
                 study.set_user_attr("space", {k: _said(d) for k, d in self.tuning.space.items()})
                 study.set_user_attr("objective", list(self.tuning.tune.objective))
                 study.set_user_attr("identity", self.identity)
             elif there != self.identity:
                 space = study.user_attrs.get("space", {})
-                shown = ", ".join(f"{key} {said}" for key, said in space.items()) or "none"
+                keys = ", ".join(f"{key} {said}" for key, said in space.items()) or "none"
                 raise SpecError(
-                    f'the storage holds another study "{self.name}" (its space: {shown}); give '
+                    f'the storage holds another study "{self.name}" (its space: {keys}); give '
                     "this one another `name`, or another storage"
                 )
         except KdzooError:
@@ -200,43 +252,57 @@ class _Worker:
             except KdzooError:
                 raise
             except Exception as error:
-                sampler = self.tuning.tune.sampler.use
-                raise SpecError(f"tune.sampler: {sampler} cannot work here: {error}") from error
+                sampler, pruner = self.tuning.tune.sampler, self.tuning.tune.pruner
+                both = f"sampler {sampler.use}" + (f", pruner {pruner.use}" if pruner else "")
+                raise SpecError(f"tune: cannot work so ({both}): {error}") from error
 
     def _made_up(self, trial: Trial) -> list[float]:
         self._choose(trial)
-        return [float(trial.number % 5)] * len(self.directions)
+        value = float(trial.number % 5)
+        if len(self.directions) == 1:
+            trial.report(value, 1)
+            trial.should_prune()
+        return [value] * len(self.directions)
 
     def _choose(self, trial: Trial) -> dict[str, Any]:
         values: dict[str, Any] = {}
 
         def choose(key: str, domain: Any) -> Any:
-            values[key] = suggest(trial, key, domain, _shown(domain))
+            values[key] = suggest(trial, key, domain)
             return values[key]
 
         self.tuning.derive(choose)
         return values
 
     @contextlib.contextmanager
-    def alive(self) -> Iterator[None]:
+    def alive(self, others: Workers | None) -> Iterator[None]:
         """A lock that this process holds while it lives, and nobody after it; the first Ctrl-C ends
-        the study after the epoch, the second at once."""
+        the study after the epoch, the second at once.
+
+        Args:
+            others: who is to hear of it; ``None`` in one of them, which hears of no Ctrl-C itself.
+        """
+
+        def stop(number: int, frame: Any) -> None:
+            if others is not None:
+                others.stop()
+            if self._stopping:
+                raise KeyboardInterrupt
+            self._stopping = True
+            if others is not None:
+                say.info("stopping after this epoch; once more: at once")
+
+        heard = (signal.SIGTERM,) if others is None else (signal.SIGINT, signal.SIGTERM)
         with FileLock(self.directory / ".workers" / self.key.partition(":")[2]):
             if threading.current_thread() is not threading.main_thread():
                 yield
                 return
-            before = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, stop) for number in heard}
             try:
                 yield
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:
-        if self._stopping:
-            raise KeyboardInterrupt
-        self._stopping = True
-        say.info("stopping after this epoch; once more: at once")
 
     def work(self) -> None:
         """Run trials until the study has as many as it should."""
@@ -258,7 +324,8 @@ class _Worker:
         raise KeyboardInterrupt
 
     def _next(self, study: Study, trial: FrozenTrial) -> None:
-        self._tell(trial)
+        with self._claim:
+            write_hparams(self.directory, study)
         if self._stopping or not self._room()[0]:
             self._asked_to_stop = True
             study.stop()
@@ -269,7 +336,7 @@ class _Worker:
         self._claim.acquire()
         trials = self.study.get_trials(deepcopy=False)
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
-        if _done(trials) + running < self.tuning.tune.trials:
+        if count_done(trials) + running < self.trials:
             return True, running
         self._claim.release(force=True)
         return False, running
@@ -299,22 +366,22 @@ class _Worker:
             if trial.state == TrialState.RUNNING:
                 self.study.tell(number, state=TrialState.FAIL)
                 Retry(max_retry=RETRIES)(self.study, trial)
-                say.info("trial %d lost its worker and is run again", number)
 
     def _trial(self, trial: Trial) -> tuple[float, ...]:
         trial.set_user_attr("worker", self.key)
         self._claim.release(force=True)
-        threads = self.tuning.base[0].threads or torch.get_num_threads()
-        trial.set_user_attr("threads", threads)
+        trial.set_user_attr("threads", self.threads)
         values = self._choose(trial)
         try:
             specs = [
-                one.model_copy(update={"threads": threads, "observers": _silent(one)})
+                one.model_copy(update={"threads": self.threads, "observers": _silent(one)})
                 for one in self.tuning.specs(values)
             ]
+            runs = [self.sessions.directory(one).path.name for one in specs]
+            trial.set_user_attr("runs", runs)
             watch = _Watch(self, trial, len(specs))
-            for number, one in enumerate(specs):
-                watch.seed = number
+            for place, one in enumerate(specs):
+                watch.seed = place
                 directory = self.sessions.train(one, watch)
                 watch.trained(one, directory)
             return tuple(float(v) for v in np.mean(watch.finals, axis=0))
@@ -330,27 +397,6 @@ class _Worker:
             Retry()(self.study, self.study.get_trials()[trial.number])
             raise
 
-    def _tell(self, trial: FrozenTrial) -> None:
-        values = trial.values or []
-        shown = ", ".join(f"{n} {_number(n, v)}" for n, v in self._named(values))
-        state = trial.state.name.lower()
-        params = ", ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
-        trials = self.study.get_trials(deepcopy=False)
-        done, total = _done(trials), self.tuning.tune.trials
-        mean = _mean_seconds(trials)
-        left = ""
-        if mean is not None and done < total:
-            left = f"; about {_time(mean * (total - done))} left"
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        best = ""
-        if complete:
-            first = self._named(_best(self.study).values)[0]
-            best = f"; best so far {_number(*first)}"
-        say.info("trial %d of %d: %s  %s%s%s", done, total, shown or state, params, best, left)
-
-    def _named(self, values: Sequence[float]) -> list[tuple[str, float]]:
-        return list(zip(self.tuning.tune.objective, values, strict=False))
-
     def best(self) -> FrozenTrial:
         """The best trial.
 
@@ -360,14 +406,14 @@ class _Worker:
         trials = self.study.get_trials(deepcopy=False)
         if not any(trial.state == TrialState.COMPLETE for trial in trials):
             reasons = [t.user_attrs["reason"] for t in trials if "reason" in t.user_attrs]
-            first = f"; the first failed so:\n{reasons[0]}" if reasons else ""
-            raise RunError(f"no trial of {len(trials)} was finished{first}")
-        return _best(self.study)
+            why = f"; the first failed so:\n{reasons[0]}" if reasons else ": all were pruned"
+            raise RunError(f"no trial of {len(trials)} was finished{why}")
+        return best_trial(self.study)
 
     def specs_of(self, trial: FrozenTrial) -> tuple[Spec, ...]:
         """A trial's specs, one for each seed, as they were run."""
         values = {
-            key: domain.choices[_shown(domain).index(trial.params[key])]
+            key: domain.choices[shown(domain).index(trial.params[key])]
             if isinstance(domain := self.tuning.space[key], Choices)
             else trial.params[key]
             for key in trial.params
@@ -405,16 +451,19 @@ class _Watch:
         self.seed = 0
         self.finals: list[tuple[float, ...]] = []
         self._told: set[int] = set()
+        self._shown = -math.inf
         pruner = worker.tuning.tune.pruner
-        self._by_seed = pruner is not None and pruner.use.lower() == "wilcoxon"
+        self._by_seed = pruner is not None and plain(pruner.use) == "wilcoxon"
         self._prunes = len(worker.tuning.tune.objective) == 1
 
     def begin(self, role: str) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
+        self._show(f"{role} begins")
         self._go_on()
 
     def epoch(self, info: RunInfo, validation: Sequence[Sequence[int]]) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
+        self._show(f"{info.role} {len(validation)}/{info.epochs}")
         self._go_on()
         if info.role == "student" and self._prunes and not self._by_seed:
             self._report(info.epochs, [np.array(one) for one in validation], None)
@@ -468,23 +517,16 @@ class _Watch:
         }
         return tuple(float(values[name]) for name in self.worker.tuning.tune.objective)
 
+    def _show(self, doing: str) -> None:
+        """Tell whoever shows the study what the trial is at; an epoch may be shorter than that."""
+        if time.monotonic() - self._shown > _POLL:
+            self._shown = time.monotonic()
+            which = f"seed {self.seed + 1}, " if self.worker.seeds > 1 else ""
+            self.trial.set_user_attr("doing", which + doing)
+
     def _go_on(self) -> None:
         if self.worker._stopping:
             raise KeyboardInterrupt
-
-
-def _best(study: Study) -> FrozenTrial:
-    """The best trial; of several objectives the one of the front that is best in the first."""
-    if len(study.directions) == 1:
-        return study.best_trial
-    sign = -1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else 1
-    return max(study.best_trials, key=lambda trial: (sign * trial.values[0], -trial.number))
-
-
-def _done(trials: Sequence[FrozenTrial]) -> int:
-    """How many trials are through; one that was run again is another one's beginning."""
-    again = {number for t in trials for number in t.system_attrs.get("retry_history", ())}
-    return sum(t.state.is_finished() and t.number not in again for t in trials)
 
 
 def _held(lock: Path) -> bool:
@@ -499,14 +541,6 @@ def _held(lock: Path) -> bool:
 
 def _silent(spec: Spec) -> tuple[Any, ...]:
     return tuple(entry for entry in spec.observers if entry.use != "progress")
-
-
-def _shown(domain: Any) -> list[Any]:
-    """Choices as Optuna can keep them: whole entries as text."""
-    return [
-        choice if choice is None or isinstance(choice, str | int | float) else json.dumps(choice)
-        for choice in getattr(domain, "choices", ())
-    ]
 
 
 def _said(domain: Any) -> str:
@@ -526,24 +560,6 @@ def _dumped(specs: Sequence[Spec]) -> str:
     stream_ = StringIO()
     yaml.dump({**data, "seeds": [one.seed for one in specs]}, stream_)
     return stream_.getvalue()
-
-
-def _mean_seconds(trials: Sequence[FrozenTrial]) -> float | None:
-    lasted = [t.duration.total_seconds() for t in trials if t.duration is not None]
-    return float(np.mean(lasted)) if lasted else None
-
-
-def _time(seconds: float) -> str:
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:g}" if name == "hurt_classes" else f"{100 * value:.2f} %"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextlib.contextmanager

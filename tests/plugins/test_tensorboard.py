@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import socket
-import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 from kdzoo_plugins.observers.tensorboard import heat_map
 from PIL import Image
+from tensorboard_server import tensorboard
 
 import kdzoo
 from kdzoo.training.loop import Trainer
@@ -30,34 +28,8 @@ def served(
 ) -> Iterator[tuple[Path, Callable[..., Any]]]:
     """A TensorBoard with its fast reader and one without: they treat restarts differently."""
     runs = tmp_path_factory.mktemp("runs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs)]
-        + f"--port {port} --host 127.0.0.1 --reload_interval 1 --load_fast {request.param}".split(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def get(route: str, **query: Any) -> Any:
-        url = f"http://127.0.0.1:{port}/{route}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            body = answer.read()
-        return json.loads(body) if answer.headers.get_content_type() == "application/json" else body
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            get("data/environment")
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            assert server.poll() is None
-            time.sleep(0.2)
-    yield runs, get
-    server.terminate()
-    server.wait()
+    with tensorboard(runs, request.param) as get:
+        yield runs, get
 
 
 def wait_for(answer: Callable[[], Any], ready: Callable[[Any], bool]) -> Any:
