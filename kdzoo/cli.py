@@ -302,6 +302,20 @@ def show(
         print(f"\nFrom {what['distribution']} {what['version']}: {what['module']}, {where}")
 
 
+@plugins_app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The package's name, and its component's: my-loss.")],
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="loss, adapter, policy, model, dataset or observer.")
+    ],
+) -> None:
+    """Write a package with a component of your own, its tests and a spec that uses it."""
+    from kdzoo.extend.scaffold import write_package
+
+    folder = write_package(name, kind, Path())
+    print(f"Wrote {folder}. Now: cd {folder}; python -m pip install -e '.[test]'; pytest")
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],

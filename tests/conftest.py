@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh import Fresh
 
 from kdzoo.extend.registry import GROUP, registry
 
@@ -77,6 +78,12 @@ def kdzoo_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return command
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
+    """An environment that has what is installed here, for packages of anybody's."""
+    return Fresh(tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh import Fresh
 from torch import nn
 
 import kdzoo
@@ -35,11 +32,19 @@ def test_what_is_generated_is_as_the_code_is(page: Path) -> None:
     assert text == renewed, "python docs/generate.py"
 
 
-def test_every_hook_has_its_page() -> None:
-    said = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    for hook, base in HOOKS.items():
-        assert f"<!-- generated: hook {hook} -->" in said
-        assert f"<!-- generated: contract {base.__name__} -->" in said
+def test_the_public_surface_changes_only_on_purpose() -> None:
+    names = runpy.run_path(str(DOCS / "surface.py"))
+    listed = names["FILE"].read_text(encoding="utf-8")
+    assert listed == names["surface"](), "if it is meant: python docs/surface.py"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_its_page(hook: str) -> None:
+    base = HOOKS[hook]
+    page = (DOCS / f"{hook.removeprefix('kdzoo_')}.md").read_text(encoding="utf-8")
+    assert f"<!-- generated: hook {hook} -->" in page
+    assert f"<!-- generated: contract {base.__name__} -->" in page
+    assert re.search(rf"`kdzoo plugins new \S+ --kind {base.kind}` writes", page)
 
 
 def test_the_first_spec_is_read(tmp_path: Path) -> None:
@@ -66,26 +71,26 @@ def test_the_short_examples_keep_their_contracts(page: str, name: str, checks: l
     ]
 
 
-def test_the_first_loss_works_as_shown(tmp_path: Path, kdzoo_command: Callable[..., Any]) -> None:
-    loss, test, _ = blocks("your-first-loss")
-    (tmp_path / "correlate.py").write_text(loss)
-    (tmp_path / "test_correlate.py").write_text(test)
-    kdzoo_command("init", "digits")
-    (entry,) = re.findall(
-        r"--plugin correlate.py --set '(.*?)'", (DOCS / "your-first-loss.md").read_text()
-    )
-    done = kdzoo_command("validate", "digits.yaml", "--plugin", "correlate.py", "--set", entry)
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_correlate.py"]
-        + ["-m", "not slow", "-k", "numpy or gradients or contract or alone"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stdout
+@pytest.mark.slow
+def test_the_first_loss_works_as_shown(tmp_path: Path, fresh: Fresh) -> None:
+    """The whole page: each block of code goes where it says, each command is given, in order."""
+    text = (DOCS / "your-first-loss.md").read_text(encoding="utf-8")
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
+        if language == "sh":
+            for line in block.splitlines():
+                fresh(line, tmp_path)
+        elif language == "toml":
+            assert block in (tmp_path / "correlate" / "pyproject.toml").read_text()
+        elif file := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / file[1]).write_text(block)
+        else:  # a line for the class
+            loss = tmp_path / "correlate.py"
+            name = '    name = "correlate"\n'
+            loss.write_text(loss.read_text().replace(name, name + block))
+    added = fresh("kdzoo plugins show correlate", tmp_path)
+    assert "One minus the correlation" in added  # that of the page, not the one written first
+    finished = list((tmp_path / "runs").glob("digits-*/report.json"))
+    assert len(finished) == 4  # both students have the same teacher and the same baseline
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -85,6 +86,21 @@ def test_every_bundled_file_has_its_entry_point() -> None:
         if entry.dist is not None and entry.dist.name == "kdzoo"
     }
     assert named == files
+
+
+def test_the_wheel_has_every_file(tmp_path: Path) -> None:
+    build = f"import hatchling.build; hatchling.build.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    rooms = {ROOT / "kdzoo": ROOT, ROOT / "plugins" / "kdzoo_plugins": ROOT / "plugins"}
+    files = {
+        path.relative_to(above).as_posix()
+        for room, above in rooms.items()
+        for path in room.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert held == files
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])

@@ -14,6 +14,7 @@ from kdzoo.extend.component import Component
 from kdzoo.extend.ranges import Choices, Range
 
 __all__ = [
+    "PLACES",
     "ParamWords",
     "example",
     "loss_defaults",
@@ -25,7 +26,7 @@ __all__ = [
 
 Schema = Mapping[str, Any]
 
-_PLACES = {
+PLACES = {
     "adapter": "losses: [ce, {{use: fitnet, adapter: {}}}]",
     "dataset": "data: {}",
     "loss": "losses: [ce, {}]",
@@ -33,6 +34,7 @@ _PLACES = {
     "observer": "observers: [{}]",
     "policy": "policy: {}",
 }
+"""How a spec names a component of each kind."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def example(component: type[Component]) -> str:
         elif (value := info.get_default(call_default_factory=True)) is not None:
             said.append(f"{key}: {json.dumps(value, default=str, ensure_ascii=False)}")
     alone = issubclass(component, Loss) and component.guidance == "label"
-    place = "losses: [{}]" if alone else _PLACES[component.kind]
+    place = "losses: [{}]" if alone else PLACES[component.kind]
     return place.format("{" + ", ".join(said) + "}")
 
 

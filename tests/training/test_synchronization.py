@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,9 +22,10 @@ import kdzoo
 from kdzoo.training.loop import Trainer
 
 ASKED = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
-DEPENDS_ON_VALUES = {"_local_scalar_dense", "nonzero", "unique", "_unique2", "masked_select"}
+DEPENDS_ON_VALUES = {"_local_scalar_dense", "nonzero", "_unique2", "masked_select"}
+INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by a mask they depend, too
 # They look at numbers on the CPU alone, where nothing waits.
-ON_THE_CPU_ALONE = {"_check_batch", "_check"}
+ON_THE_CPU_ALONE = {"_check_batch", "_check", "_one_hot"}
 
 
 class Asked(TorchFunctionMode):
@@ -36,8 +38,15 @@ class Asked(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function is functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         _count(self.waits, function.__name__, ASKED)
         return function(*args, **(kwargs or {}))
+
+
+def _one_hot(*arguments: Any, **more: Any) -> torch.Tensor:
+    """torch looks whether the classes are in range, unless they are on a GPU."""
+    return functional.one_hot(*arguments, **more)
 
 
 class Dispatched(TorchDispatchMode):
@@ -50,7 +59,10 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        _count(self.waits, operation.overloadpacket.__name__, DEPENDS_ON_VALUES)
+        name = operation.overloadpacket.__name__
+        if name in INDEXES and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            name = "nonzero"
+        _count(self.waits, name, DEPENDS_ON_VALUES)
         return operation(*args, **(kwargs or {}))
 
 
@@ -78,6 +90,7 @@ def test_an_epoch_looks_at_its_numbers_once(
 
     taught = loss != "ce"
     spec = {
+        "name": "waits",
         "data": "digits",
         "teacher": {"use": "small-cnn", "train": {"epochs": 1}} if taught else None,
         "student": "small-cnn",
