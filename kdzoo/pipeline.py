@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -51,10 +52,11 @@ from kdzoo.training.correction import fit_correction
 from kdzoo.training.curves_file import curves_as_csv, read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
-from kdzoo.training.environment import keep_environment
+from kdzoo.training.environment import environment, keep_environment
 from kdzoo.training.evaluate import Evaluation, Ints, evaluate
-from kdzoo.training.loop import PreparedStage, Trainer, Watch, try_step
+from kdzoo.training.loop import PreparedStage, Trainer, Watch, autocast, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
+from kdzoo.training.teacher_store import TeacherStore, chunk_size, store_key
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
 _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
@@ -262,6 +264,7 @@ class _Session:
 
     def __init__(self, runs: Path, spec: Spec) -> None:
         self.runs = runs
+        self.begun = time.time()
         self.device = _device(spec.device)
         self.workers = spec.data.workers
         if self.workers is None and processes().count > 1:  # they share the machine's cores
@@ -322,9 +325,9 @@ class _Session:
             )
         _Plan(self, job.spec, job.role).fit(None)
 
-    def keep_environment(self, directory: RunDirectory, spec: Spec) -> None:
-        keep_environment(
-            directory,
+    def environment(self, spec: Spec) -> dict[str, Any]:
+        """What a run's last digits depend on."""
+        return environment(
             self.device,
             processes=processes().count,
             compiled=any(stage.train.compile for stage in spec.stages),
@@ -332,7 +335,7 @@ class _Session:
 
     def _found(self, directory: RunDirectory, spec: Spec, role: Role) -> Run:
         log.info("%s: finished before, in %s", role, directory.path)
-        self.keep_environment(directory, spec)
+        keep_environment(directory, self.environment(spec))
         if not (directory.page.exists() and directory.table.exists()):
             write_run_page(directory)  # the run was killed between its report and its page
         return Run(directory.path, Report.read(directory.report))
@@ -372,7 +375,8 @@ class _Session:
         """A hash of all that decides a run's result but for rounding: not of names, observers,
         devices or compilation."""
         images = self.images(spec)
-        hidden = {"name", "observers", "log_every", "device", "threads", "teacher", "data_seed"}
+        hidden = {"name", "observers", "log_every", "device", "threads", "store_gb"}
+        hidden |= {"teacher", "data_seed"}
         decides = spec.model_dump(mode="json", exclude=hidden)
         for stage in decides["stages"]:
             del stage["train"]["compile"]
@@ -540,7 +544,7 @@ class _Plan:
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
-        self.session.keep_environment(directory, self.spec)
+        keep_environment(directory, self.session.environment(self.spec))
         text = dump_spec(self.spec)
         directory.write(directory.spec, text.encode())
         info = RunInfo(
@@ -575,6 +579,7 @@ class _Plan:
                 processes().same(self.teacher)
             self.distiller.curves.baseline = beginning.baseline
             self.distiller.fold_teacher(self.images.example.inputs)
+            store = self._store()
             trainer = Trainer(
                 self.spec,
                 self.images,
@@ -583,9 +588,60 @@ class _Plan:
                 RunDirectory(beginning.info.directory),
                 self.observers if processes().first else (),
                 processes(),
+                store,
                 watch,
             )
-            return trainer, trainer.fit(beginning.info, beginning.start)
+            curves = trainer.fit(beginning.info, beginning.start)
+        if store is not None:
+            log.info("outputs of the teacher: %s", store.describe())
+        return trainer, curves
+
+    def _store(self) -> TeacherStore | None:
+        """Where the teacher's outputs are kept, if they are.
+
+        It sees its images in chunks whether that is asked for or not: a run must not depend on it.
+        """
+        if self.teacher is None:
+            return None
+        reason = self._chunk_teacher()
+        if not self.spec.store_gb:
+            return None
+        if reason is not None:
+            log.info("the teacher's outputs are not stored: %s", reason)
+            return None
+        teacher = self._teacher_recipe()
+        about = {
+            "environment": self.session.environment(self.spec),
+            "precision": self.spec.stages[0].train.precision,
+            "code": registry().local_code({teacher.use, self.spec.data.use}),
+        }
+        return TeacherStore(
+            self.session.runs / ".cache" / "teacher",
+            store_key(self.teacher, self.images, self.distiller.chunk, about),
+            self.distiller.teach,
+            rows=self.images.rows,
+            count=len(self.images.train),
+            limit=1e9 * self.spec.store_gb,
+            since=self.session.begun,
+        )
+
+    def _chunk_teacher(self) -> str | None:
+        """Let the teacher's outputs be the same in every batch; answers why that cannot be."""
+        trains = [stage.train for stage in self.spec.stages]
+        if processes().count > 1:
+            return "several processes train together"
+        if self.session.device.type != "cpu":
+            return "it computes on a GPU, which chunks would leave idle"
+        if any(train.compile for train in trains):
+            return "its steps are compiled"
+        if len({train.precision for train in trains}) > 1:
+            return "its stages compute in different precisions"
+        chunk = chunk_size(min(train.batch_size for train in trains))
+        with contextlib.closing(self.images.train.plain(chunk)) as views:
+            images = next(views).inputs
+        with autocast(self.spec.stages[0], self.session.device):
+            steady = self.distiller.chunk_teacher(images)
+        return None if steady else "they depend on the other images of a batch"
 
     def _report(
         self,

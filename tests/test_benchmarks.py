@@ -148,6 +148,15 @@ def test_the_plain_contrast_is_kdzoos(plain: ModuleType) -> None:
             ["limit: ", "resnet14", "resnet8 "],
         ),
         ("overhead.py --epochs 1", ["curves: ", "losses brought", "an epoch's end"]),
+        (
+            "stored_teacher.py --pair resnet14:resnet8 --images 80 --batch 16 --trials 2 "
+            "--rounds 1",
+            ["without ", "with ", "a later one ", "20 trials ", "the store: 0.", "a batch in "],
+        ),
+        (
+            "streaming.py --models shufflenet_v2_x0_5 --images 8 --epochs 2 --size 32",
+            ["shufflenet_v2_x0_5           0", "shufflenet_v2_x0_5           2"],
+        ),
     ],
 )
 def test_what_a_step_could_cost_is_shown(arguments: str, rows: list[str]) -> None:

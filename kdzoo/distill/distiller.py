@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdzoo.distill.curves import CurveRecorder
 from kdzoo.distill.folding import fold_batch_norm
 from kdzoo.distill.network import Network
+from kdzoo.distill.rows import in_chunks
 from kdzoo.distill.taps import Tapped
 from kdzoo.distill.terms import Term, set_up_policy
 from kdzoo.errors import PluginError, SpecError
@@ -102,6 +103,7 @@ class Distiller(nn.Module):
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
         self._student = Tapped("student", student, student_layers, readers, example)
         self._teacher: Tapped | None = None
+        self._chunk: int | None = None
         if teacher is not None:
             shared = {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
             if shared:
@@ -129,6 +131,11 @@ class Distiller(nn.Module):
         """The teacher, as it was given."""
         return self._teacher.network if self._teacher else None
 
+    @property
+    def chunk(self) -> int | None:
+        """How many images the teacher sees at a time; ``None``: all of a batch."""
+        return self._chunk
+
     def fold_teacher(self, example: Tensor) -> int:
         """Make the teacher faster, once its weights are final: its batch norms are folded into the
         layers before them, in the module that was given. Its answers stay within rounding, and
@@ -141,6 +148,47 @@ class Distiller(nn.Module):
             How many batch norms were folded.
         """
         return 0 if self._teacher is None else fold_batch_norm(self._teacher, example)
+
+    def chunk_teacher(self, images: Tensor) -> bool:
+        """Let what the teacher says of an image be the same, bit for bit, whatever batch it is in.
+
+        From now on it sees its images in chunks of one size, the last one filled up. Its weights
+        are final by then, and it is folded if it will be. Where its answers then still depend on
+        the other images of the chunk, it is left as it was.
+
+        Args:
+            images: (B, channels, height, width), a chunk: as many as it will see at a time.
+
+        Returns:
+            Whether it is so.
+        """
+        self._chunk = None
+        whole = self.teach(images)
+        self._chunk = len(images)
+        others = self.teach(images.flip(0)[: max(len(images) // 2, 1)])  # in other company
+        if not _same_rows(whole, others, len(images)):
+            self._chunk = None
+        return self._chunk is not None
+
+    def teach(self, inputs: Tensor) -> Outputs:
+        """What the teacher says about images, as :meth:`forward` asks it.
+
+        Args:
+            inputs: (B, channels, height, width).
+
+        Raises:
+            SpecError: there is no teacher.
+        """
+        if self._teacher is None:
+            raise SpecError("there is no teacher to ask")
+        network = self._teacher.network
+        if network.training:  # somebody else's code called .train() on the teacher itself
+            network.eval()
+        # no_grad, not inference_mode: the student's backward pass must be able to save these.
+        with torch.no_grad():
+            if self._chunk is None:
+                return self._teacher(inputs)
+            return in_chunks(self._teacher, inputs, self._chunk)
 
     def begin_stage(
         self, terms: Sequence[Term], policy: ClassPolicy | None, *, compiled: bool = False
@@ -171,6 +219,7 @@ class Distiller(nn.Module):
         targets: Tensor,
         indices: Tensor | None = None,
         progress: float | None = None,
+        taught: Outputs | None = None,
     ) -> Step:
         """One step's terms and total.
 
@@ -180,11 +229,15 @@ class Distiller(nn.Module):
             indices: (B,), int64 rows of the training set; needed by losses that remember samples.
             progress: epochs since the stage began, fractional; warm-ups follow it. By default
                 how often :meth:`end_epoch` was called since then.
+            taught: what :meth:`teach` says about these inputs, where that is known already.
         """
         self._check_batch(inputs, targets)
+        if taught is not None:
+            self._check_taught(inputs, taught)
         if progress is None:
             progress = float(len(self.curves.history) - self._first_epoch)
-        values, student = (self._compiled or self._measure)(inputs, targets, indices, progress)
+        measure = self._compiled or self._measure
+        values, student = measure(inputs, targets, indices, progress, taught)
         # Not in the graph, which would be another one for each factor.
         total = student.logits.new_zeros(())
         for term in self.terms:
@@ -192,11 +245,16 @@ class Distiller(nn.Module):
         return Step(values, total, student)
 
     def _measure(
-        self, inputs: Tensor, targets: Tensor, indices: Tensor | None, progress: float
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        indices: Tensor | None,
+        progress: float,
+        taught: Outputs | None,
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Each term's value, and the student's outputs; the curves take the batch in."""
         student = self._student(inputs)
-        teacher = self._teach(inputs)
+        teacher = taught or (self.teach(inputs) if self._teacher else _NoTeacher())
         if self.training:
             self.curves.record(targets, student.logits, teacher.logits if self._teacher else None)
         batch = Batch(
@@ -262,16 +320,6 @@ class Distiller(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _teach(self, inputs: Tensor) -> Outputs:
-        if self._teacher is None:
-            return _NoTeacher()
-        network = self._teacher.network
-        if network.training:  # somebody else's code called .train() on the teacher itself
-            network.eval()
-        # no_grad, not inference_mode: the student's backward pass must be able to save these.
-        with torch.no_grad():
-            return self._teacher(inputs)
-
     def _add(self, term: Term, num_samples: int, targets: Tensor | None, example: Tensor) -> None:
         if term.id in self.losses:
             raise SpecError(f'two terms have the id "{term.id}"; give one of them another')
@@ -320,6 +368,22 @@ class Distiller(nn.Module):
                     f"targets are {low} to {high}; they must be 0 to {len(self.classes) - 1}"
                 )
 
+    def _check_taught(self, inputs: Tensor, taught: Outputs) -> None:
+        if self._teacher is None:
+            raise SpecError("outputs of a teacher are passed, and there is none")
+        shapes = self._teacher.shapes
+        wanted = {"logits": (taught.logits, shapes.logits)}
+        for layer, shape in shapes.features.items():
+            if layer not in taught.features:
+                raise SpecError(f'the teacher\'s outputs: layer "{layer}" is missing')
+            wanted[f'layer "{layer}"'] = taught.features[layer], shape
+        for name, (tensor, shape) in wanted.items():
+            if tensor.shape != (len(inputs), *shape):
+                raise SpecError(
+                    f"the teacher's outputs: {name} must be {(len(inputs), *shape)}, "
+                    f"not {tuple(tensor.shape)}"
+                )
+
     def _check_class_counts(self) -> None:
         if len(self.classes) < 2:
             raise SpecError(f"there are {len(self.classes)} classes; at least 2 are needed")
@@ -364,6 +428,16 @@ class _NoTeacher(Outputs):
         raise PluginError(
             f'a loss with guidance = "label" reads teacher.{name}; there is no teacher'
         )
+
+
+def _same_rows(whole: Outputs, others: Outputs, count: int) -> bool:
+    """Whether all outputs have a row for each of ``count`` images, and ``others`` are, bit for bit,
+    the last of them in reverse order."""
+    pairs = [(whole.logits, others.logits)]
+    pairs += [(tensor, others.features[layer]) for layer, tensor in whole.features.items()]
+    return all(
+        len(one) == count and torch.equal(one.flip(0)[: len(other)], other) for one, other in pairs
+    )
 
 
 def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -360,9 +360,12 @@ class EpochRecord:
         step: how many steps have been done.
         scalars: named numbers: accuracies, the learning rate.
         curves: the teaching curves up to and including this epoch.
+        loader_share: the share of the epoch's time in which the steps waited for their images. It
+            comes from a clock: what must be reproducible leaves it out.
     """
 
     epoch: int
     step: int
     scalars: Mapping[str, float]
     curves: TeachingCurves
+    loader_share: float

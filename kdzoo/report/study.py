@@ -29,7 +29,7 @@ from kdzoo.training.directory import RunDirectory
 __all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport"]
 
 _METRICS = ("accuracy", "balanced_accuracy", "worst_tenth", "top5", "calibration_error")
-_NO_SETTING = {"name", "seed", "observers", "log_every", "device", "threads"}
+_NO_SETTING = {"name", "seed", "observers", "log_every", "device", "store_gb", "threads"}
 
 
 class Spread(Record):

@@ -283,6 +283,13 @@ class Spec(_Strict):
     )
     log_every: int = Field(10, ge=1, description="Steps between two looks at the losses.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute.")
+    store_gb: float | None = Field(
+        None,
+        ge=0,
+        description="Gigabytes (10^9 bytes) that teachers' outputs may take in runs/.cache, so "
+        "that runs which see the same views again need not compute them again; the student is the "
+        "same, bit for bit. By default nothing is stored, but in `kdzoo tune` up to 4.",
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; by default torch's choice."
     )

@@ -89,6 +89,7 @@ class _Story:
             step=epoch * _STEPS,
             scalars=scalars,
             curves=TeachingCurves(**parts),
+            loader_share=0.25,
         )
 
     def steps(self, first: int, count: int) -> dict[str, npt.NDArray[np.float32]]:

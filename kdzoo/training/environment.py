@@ -13,23 +13,20 @@ import torch
 from kdzoo.extend.registry import REGISTERED, registry
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["keep_environment"]
+__all__ = ["environment", "keep_environment"]
 
 log = logging.getLogger("kdzoo")
 
 
-def keep_environment(
-    directory: RunDirectory, device: torch.device, *, processes: int, compiled: bool
-) -> None:
-    """Keep what exactness depends on, as it was when the run began; say what is different now.
+def environment(device: torch.device, *, processes: int, compiled: bool) -> dict[str, Any]:
+    """What exactness depends on, as plain data.
 
     Args:
-        directory: where it is kept.
         device: where is computed.
         processes: how many train together.
         compiled: whether steps are compiled.
     """
-    now = {
+    return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -46,6 +43,10 @@ def keep_environment(
             },
         },
     }
+
+
+def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
+    """Keep an environment as it was when the run began; say what is different now."""
     if not directory.environment.exists():
         directory.write(directory.environment, json.dumps(now, indent=2).encode())
         return

@@ -27,14 +27,23 @@ from kdzoo.seeds import stream
 from kdzoo.spec.models import Spec, Stage
 from kdzoo.spec.torch_entries import make_optimizer, make_schedule
 from kdzoo.training.checkpoint import Best, Checkpoint
+from kdzoo.training.clock import LoaderClock
 from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import Processes
 from kdzoo.training.evaluate import evaluate
+from kdzoo.training.teacher_store import Taught, TeacherStore, nothing_known
 
 log = logging.getLogger("kdzoo")
 
-__all__ = ["PreparedStage", "Trainer", "Watch", "learning_parameters", "try_step"]
+__all__ = [
+    "PreparedStage",
+    "Trainer",
+    "Watch",
+    "autocast",
+    "learning_parameters",
+    "try_step",
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class Trainer:
         observers: who watches.
         processes: those that train together; each has a trainer, and the first one keeps what it
             does.
+        store: where the teacher's outputs are read and kept; ``None``: they are computed.
         watch: who may end it after an epoch.
     """
 
@@ -86,6 +96,7 @@ class Trainer:
         directory: RunDirectory,
         observers: Sequence[Observer],
         processes: Processes,
+        store: TeacherStore | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.spec = spec
@@ -95,7 +106,9 @@ class Trainer:
         self.directory = directory
         self.observers = observers
         self.processes = processes
+        self.store = store
         self.watch = watch
+        self.clock = LoaderClock()
         self.epoch = 0  # how many are done, over all stages
         self.step = 0  # how many are done
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
@@ -133,7 +146,8 @@ class Trainer:
         if start is not None:
             self._restore(start, optimizer, schedule)
         for epoch in range(max(first, self.epoch), last):
-            self._epoch(info, stage.spec, epoch - first, parameters, optimizer)
+            with self._taught() as taught:
+                self._epoch(info, stage.spec, epoch - first, parameters, optimizer, taught)
             rate = optimizer.param_groups[0]["lr"]
             schedule.step()
             self.processes.add_up([self.distiller.curves.sums])
@@ -147,6 +161,7 @@ class Trainer:
         epoch: int,
         parameters: Sequence[nn.Parameter],
         optimizer: Optimizer,
+        taught: Taught,
     ) -> None:
         """All steps of one epoch; ``epoch`` counts from the stage's beginning."""
         seed, batch_size, group = self.spec.seed, stage.train.batch_size, self.processes
@@ -161,7 +176,9 @@ class Trainer:
             _reseed(stream(seed, "step", self.step), view.inputs.device)
             progress, share = epoch + number / len(sizes), group.share(size)
             with group.whole_batch(size), autocast(stage, view.inputs.device):
-                step = self.distiller(view.inputs, view.targets, view.indices, progress)
+                step = self.distiller(
+                    view.inputs, view.targets, view.indices, progress, taught(view)
+                )
             optimizer.zero_grad()
             (share * step.total).backward()
             group.add_up([p.grad for p in parameters if p.grad is not None])
@@ -175,7 +192,14 @@ class Trainer:
     def _views(self, batch_size: int) -> Iterator[View]:
         """Our part of each batch of this epoch."""
         seed, group = self.spec.seed, self.processes
-        return self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)
+        views = self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)
+        return self.clock.watched(views)
+
+    def _taught(self) -> contextlib.AbstractContextManager[Taught]:
+        """What is known of the teacher's outputs in this epoch."""
+        if self.store is None:
+            return contextlib.nullcontext(nothing_known)
+        return self.store.epoch(self.epoch)
 
     def _log(self, info: RunInfo, terms: list[str], window: list[Tensor]) -> None:
         """Bring some steps' numbers to the host in one copy, check them, show them."""
@@ -233,7 +257,7 @@ class Trainer:
             self.validation.append(np.diagonal(evaluation.confusion).tolist())
             if self.best is None or measured > self.best.accuracy:
                 self.best = Best(self.epoch, measured, copy.deepcopy(student.state_dict()))
-        record = EpochRecord(self.epoch, self.step, scalars, curves)
+        record = EpochRecord(self.epoch, self.step, scalars, curves, self.clock.share)
         states: dict[str, dict[str, Any]] = {}
         for observer in self.observers:
             with calling(f'observer "{observer.name}"'):

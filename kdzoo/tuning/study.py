@@ -66,6 +66,7 @@ log = logging.getLogger("kdzoo")
 say = logging.getLogger("kdzoo.tuning")  # heard while the trials' own runs are not
 
 _POLL = 1.0  # seconds between two looks at what the others do
+_STORE_GB = 4.0  # what teachers' outputs may take where the spec does not say
 _ORPHAN = 60.0  # seconds after which a trial without a worker's name has lost its worker
 
 
@@ -374,7 +375,13 @@ class _Worker:
         values = self._choose(trial)
         try:
             specs = [
-                one.model_copy(update={"threads": self.threads, "observers": _silent(one)})
+                one.model_copy(
+                    update={
+                        "threads": self.threads,
+                        "observers": _silent(one),
+                        "store_gb": _STORE_GB if one.store_gb is None else one.store_gb,
+                    }
+                )
                 for one in self.tuning.specs(values)
             ]
             runs = [self.sessions.directory(one).path.name for one in specs]

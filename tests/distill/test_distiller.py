@@ -534,3 +534,38 @@ def test_a_layer_that_no_model_declares_and_a_single_class_are_refused() -> None
         kdzoo.SpecError, match="losses must be a list of names and mappings, not 'kd'"
     ):
         kdzoo.terms("kd")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_chunked_teacher_says_the_same_in_any_batch(layout: torch.memory_format) -> None:
+    made, spy = spying(("conv", "conv"), teacher=convnet(8))
+    made.train()
+    images = torch.rand(70, 1, 6, 6).contiguous(memory_format=layout)
+    assert made.chunk_teacher(images[:16])
+    targets = torch.arange(70) % 5
+    made(images, targets)
+    logits, feature = spy.teacher.logits, spy.teacher.features["conv"]
+    assert logits.shape == (70, 5)
+    for first, count in ((0, 16), (3, 1), (40, 30)):
+        part = slice(first, first + count)
+        made(images[part], targets[part])
+        assert torch.equal(spy.teacher.logits, logits[part])
+        assert torch.equal(spy.teacher.features["conv"], feature[part])
+        assert spy.teacher.features["conv"].stride() == feature.stride()
+
+
+def test_known_outputs_of_the_teacher_are_not_computed_again() -> None:
+    made, spy = spying(("conv", "conv"))
+    inputs, targets, indices = batch()
+    made.train()(inputs, targets, indices)
+    known = spy.teacher
+    made.teacher.forward = None  # it would fail if it were called
+    made(inputs, targets, indices, taught=known)
+    assert spy.teacher is known
+    for wrong, said in (
+        (kdzoo.Outputs(known.logits[:, 1:], known.features), "logits must be"),
+        (kdzoo.Outputs(known.logits[1:], known.features), "logits must be"),
+        (kdzoo.Outputs(known.logits), 'layer "conv" is missing'),
+    ):
+        with pytest.raises(kdzoo.SpecError, match=f"the teacher's outputs: {said}"):
+            made(inputs, targets, indices, taught=wrong)

@@ -78,8 +78,15 @@ def test_a_run_read_back_over_http(
         "accuracy/validation",
         "agreement",
         "policy/untaught",
+        "loader/share",
     }
-    for tag in tags:
+    shares = wait_for(
+        lambda: get("data/plugin/scalars/scalars", run=name, tag="loader/share"),
+        lambda found: len(found) == tiny["train"]["epochs"],
+    )
+    assert all(0 < share < 1 for _, _, share in shares)
+    assert not any("loader/share" in line for line in lines)  # a clock's: never the same again
+    for tag in set(tags) - {"loader/share"}:
         wanted = [
             (line["step"], len(line["untaught"]) if tag == "policy/untaught" else line[tag])
             for line in lines

@@ -47,6 +47,18 @@ def test_a_study_tests_the_best_trial_alone(tmp_path: Path, tuned: dict[str, Any
     assert again.directory != done.final.directory
 
 
+def test_trials_share_what_the_teacher_says(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    """It is stored unless the spec says otherwise, and changes nothing."""
+    found = []
+    for name, extra in (("by itself", {}), ("not", {"store_gb": 0})):
+        done = kdzoo.tune({**tuned, **extra}, runs=tmp_path / name)
+        found.append([(t.params, t.values) for t in done.study.get_trials()])
+        stored = list((tmp_path / name / ".cache" / "teacher").glob("*/*.rows"))
+        assert len(stored) == (0 if extra else tuned["train"]["epochs"])
+        assert "store_gb: 4" not in (done.directory / "best.yaml").read_text()
+    assert found[0] == found[1]
+
+
 def test_the_study_goes_on_and_opens_in_optuna(tmp_path: Path, tuned: dict[str, Any]) -> None:
     done = kdzoo.tune(tuned, runs=tmp_path)
     more = kdzoo.tune(tuned, ["tune.trials=4"], runs=tmp_path, resume=True)

@@ -65,6 +65,7 @@ class ProgressBar(kdzoo.Observer):
                 words += f"  {split} {100 * accuracy:.1f} %"
         if untaught := len(record.curves.untaught):
             words += f"  not taught {untaught}"
+        words += f"  loader {100 * record.loader_share:.0f} %"
         progress = f"{record.epoch}/{run.epochs}"
         if self._bar is not None:
             self._bar.update(self._task, description=words, epoch=progress)

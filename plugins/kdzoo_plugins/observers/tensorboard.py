@@ -55,6 +55,7 @@ class TensorBoard(kdzoo.Observer):
         """See :meth:`kdzoo.Observer.epoch`."""
         for name, value in record.scalars.items():
             self._writer.add_scalar(name, value, record.step)
+        self._writer.add_scalar("loader/share", record.loader_share, record.step)
         curves = record.curves
         maps: dict[str, tuple[Floats, float, float]] = {"student": (curves.student, 0, 1)}
         if np.isfinite(curves.teacher).any():

@@ -1,0 +1,91 @@
+"""Whether images that are read while the network trains keep it waiting.
+
+    python benchmarks/streaming.py > benchmarks/results/streaming.txt
+
+Writes a folder of JPEGs as large as ImageNet's (500x375 pixels), trains on them with
+``memory_gb: 0`` at 224x224 pixels and one thread, and says for each number of processes that read:
+images a second, the share of an epoch's time in which the steps waited for their images, as
+observers are told it, and how many cores were busy. The first epoch is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import kdzoo
+from kdzoo.extend.registry import registry
+
+_MEASURED: list[tuple[float, float, float]] = []  # an epoch's end, loader share, CPU seconds
+
+
+class ShareWatch(kdzoo.Observer):
+    """Keeps what it is told of the loader."""
+
+    name = "share-watch"
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        """See :meth:`kdzoo.Observer.epoch`."""
+        times = os.times()  # those of the processes that read, too, which have ended by now
+        _MEASURED.append((time.perf_counter(), record.loader_share, sum(times[:4])))
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """Smooth noise, as many bytes as a photograph: ``root/train`` and ``root/test``."""
+    draw = np.random.default_rng(0)
+    for part, number in (("train", count), ("test", 4)):
+        for label in range(2):
+            folder = root / part / str(label)
+            folder.mkdir(parents=True)
+            for index in range(number // 2):
+                small = draw.integers(0, 256, (94, 125, 3), np.uint8)
+                picture = Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC)
+                picture.save(folder / f"{index}.jpg", quality=90)
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Streamed images beside the training step.")
+    parser.add_argument("--models", nargs="+", default=["shufflenet_v2_x0_5", "resnet18"])
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=224)
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread")
+    print(f"{'student':<22}{'readers':>8}{'images/s':>10}{'waiting':>9}{'cores busy':>12}")
+    with tempfile.TemporaryDirectory() as folder, registry().lent(ShareWatch):
+        root = Path(folder) / "photographs"
+        write_photographs(root, args.images)
+        for model in args.models:
+            for workers in args.workers:
+                data = {"use": "image-folder", "root": str(root), "size": args.size}
+                _MEASURED.clear()
+                kdzoo.run(
+                    {
+                        "name": "streaming",
+                        "data": {**data, "memory_gb": 0, "workers": workers, "validation": 0},
+                        "student": {"use": "torchvision", "model": model},
+                        "train": {"epochs": args.epochs, "batch_size": 32},
+                        "observers": ["share-watch"],
+                        "threads": 1,
+                    },
+                    runs=Path(folder) / f"{model}-{workers}",
+                )
+                (begun, _, before), (ended, _, after) = _MEASURED[0], _MEASURED[-1]
+                shares = [share for _, share, _ in _MEASURED[1:]]
+                rate = args.images * len(shares) / (ended - begun)
+                waiting = f"{100 * sum(shares) / len(shares):.0f} %"
+                busy = (after - before) / (ended - begun)
+                print(f"{model:<22}{workers:>8}{rate:>10.1f}{waiting:>9}{busy:>12.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
