@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kdzoo.extend.bases import Observer as Observer
     from kdzoo.extend.component import Params as Params
     from kdzoo.extend.contracts import Batch as Batch
+    from kdzoo.extend.contracts import ClassState as ClassState
     from kdzoo.extend.contracts import ClassWeights as ClassWeights
     from kdzoo.extend.contracts import EpochRecord as EpochRecord
     from kdzoo.extend.contracts import ImageData as ImageData
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from kdzoo.report.summary import Report as Report
     from kdzoo.spec.models import Spec as Spec
     from kdzoo.spec.read import read_spec as read_spec
+    from kdzoo.training.curves_file import read_curves as read_curves
     from kdzoo.tuning.study import Tuned as Tuned
     from kdzoo.tuning.study import tune as tune
 
@@ -92,6 +94,7 @@ _HOMES = {
     "kdzoo.extend.component": ["Params"],
     "kdzoo.extend.contracts": [
         "Batch",
+        "ClassState",
         "ClassWeights",
         "EpochRecord",
         "ImageData",
@@ -113,6 +116,7 @@ _HOMES = {
     "kdzoo.pipeline": ["Run", "Study", "load_student", "run", "run_study"],
     "kdzoo.spec.models": ["Spec"],
     "kdzoo.spec.read": ["read_spec"],
+    "kdzoo.training.curves_file": ["read_curves"],
     "kdzoo.tuning.study": ["Tuned", "tune"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

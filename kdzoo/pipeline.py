@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdzoo.data.decode import cores
@@ -46,7 +47,12 @@ from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
 from kdzoo.spec.read import dump_spec, read_spec, read_study
-from kdzoo.training.answers_file import read_answers, write_answers
+from kdzoo.training.answers_file import (
+    read_answers,
+    read_right_rows,
+    write_answers,
+    write_right_rows,
+)
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.correction import fit_correction
 from kdzoo.training.curves_file import curves_as_csv, read_curves
@@ -67,6 +73,7 @@ log = logging.getLogger("kdzoo")
 
 Role = Literal["teacher", "baseline", "student"]
 T = TypeVar("T")
+N = TypeVar("N", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -251,12 +258,27 @@ class _Job:
 
 
 @dataclass(frozen=True)
+class _Baseline:
+    """What a baseline did in each of our E epochs, of C classes.
+
+    Attributes:
+        curve: (E, C), its accuracy on the training samples; NaN in stages that it has not.
+        validation: (E, C), on the validation images; ``None`` without these.
+        right_rows: (E, rows / 8), which rows of the training set it was right on, a bit a row.
+    """
+
+    curve: Floats
+    validation: Floats | None
+    right_rows: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class _Beginning:
     """Where the training begins, as the first process has found it in the directories of runs."""
 
     info: RunInfo
     start: Checkpoint | None
-    baseline: Floats | None
+    baseline: _Baseline | None
 
 
 class _Session:
@@ -506,9 +528,12 @@ class _Plan:
                 classes=self.images.classes,
                 num_samples=self.images.rows,
                 targets=self.images.row_targets(),
+                similarity=any(stage.policy.needs_similarity for stage in self.stages),
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )
+        if spec.teacher is None:  # it may be somebody's baseline
+            self.distiller.curves.keep_right_rows(self.images.rows)
         try_step(self.distiller, self.stages, self.images.example)
         for name, other in self.others.items():
             _Plan(session, other, name)
@@ -539,7 +564,7 @@ class _Plan:
             load_weights(self.teacher.model, others["teacher"].student, "the teacher")
         baseline = None
         if "baseline" in others:
-            baseline = self._baseline_curve(others["baseline"])
+            baseline = self._baseline_curves(others["baseline"])
             self._compare_teacher(others["baseline"])
         start = Checkpoint.load(directory)
         if start is not None:
@@ -565,6 +590,8 @@ class _Plan:
         trainer, curves = self.fit(_Beginning(info, start, baseline), watch)
         # Again: the run may have been killed between its last checkpoint and these curves.
         directory.write(directory.classes, curves_as_csv(info.classes, curves))
+        if self.spec.teacher is None:
+            write_right_rows(directory, self.distiller.curves.right_rows())
         self.recipe.save(self.student, directory)
         return trainer, curves
 
@@ -577,7 +604,11 @@ class _Plan:
             assert beginning is not None
             if self.teacher is not None:
                 processes().same(self.teacher)
-            self.distiller.curves.baseline = beginning.baseline
+            if beginning.baseline is not None:
+                recorder = self.distiller.curves
+                recorder.baseline = beginning.baseline.curve
+                recorder.validation_baseline = beginning.baseline.validation
+                recorder.compare_right_rows(self.images.rows, beginning.baseline.right_rows)
             self.distiller.fold_teacher(self.images.example.inputs)
             store = self._store()
             trainer = Trainer(
@@ -748,7 +779,15 @@ class _Plan:
         terms = [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses]
         entry = stage.policy
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
-        set_up_policy(policy, self.images.classes, terms, has_baseline=self.spec.baseline)
+        set_up_policy(
+            policy,
+            terms,
+            classes=self.images.classes,
+            has_baseline=self.spec.baseline,
+            samples=self.images.train.counts(len(self.images.classes)),
+            validation=self.images.validation.counts(len(self.images.classes)),
+            seed=self.spec.seed,
+        )
         return PreparedStage(stage, terms, policy)
 
     def _compare_teacher(self, baseline: RunDirectory) -> None:
@@ -763,18 +802,30 @@ class _Plan:
             count = len(self.images.classes)
             refuse_worse_teacher(self.teacher_accuracy, student, split, "validation", count)
 
-    def _baseline_curve(self, baseline: RunDirectory) -> Floats:
-        """(E, C), the baseline's accuracy at each epoch of this run; NaN in stages it has not."""
-        classes = len(self.images.classes)
+    def _baseline_curves(self, baseline: RunDirectory) -> _Baseline:
+        """What the baseline did, in the epochs of this run."""
         file = baseline.classes
-        curve = read_curves(file)[1].student
-        if len(curve) != self.others["baseline"].epochs:
+        curves, bits = read_curves(file)[1], read_right_rows(baseline)
+        epochs = self.others["baseline"].epochs
+        if len(curves.student) != epochs or len(bits) != epochs:
             raise CheckpointError(
                 f"{file}: epochs are missing; remove {file.parent} to train it again"
             )
-        own = iter(curve)
+        unknown = np.full(len(self.images.classes), np.nan)
+        validation = None
+        if curves.validation is not None:
+            validation = self._our_epochs(curves.validation.student, unknown)
+        return _Baseline(
+            curve=self._our_epochs(curves.student, unknown),
+            validation=validation,
+            right_rows=self._our_epochs(bits, np.zeros(bits.shape[1:], bits.dtype)),
+        )
+
+    def _our_epochs(self, rows: npt.NDArray[N], unknown: npt.NDArray[N]) -> npt.NDArray[N]:
+        """The baseline's ``rows``, one an epoch, in our epochs; ``unknown`` in stages that it has
+        not."""
+        own = iter(rows)
         shared = baseline_stages(self.spec)
-        unknown = np.full(classes, np.nan)
         return np.stack(
             [
                 next(own) if number in shared else unknown

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
 
-from kdzoo.extend.contracts import TeachingCurves
+from kdzoo.extend.contracts import Floats, TeachingCurves
 from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.training.answers_file import write_answers
 from kdzoo.training.curves_file import curves_as_csv
@@ -111,3 +112,45 @@ def finished_run(
         YAML(typ="safe", pure=True).dump(spec, stream)
     write_answers(directory, student)
     return directory
+
+
+def earlier_run(
+    path: Path,
+    gap: Floats,
+    *,
+    seed: int = 0,
+    classes: str = "abcdefghij",
+    taught: float = 1.0,
+    validation: bool = True,
+) -> str:
+    """A run of five epochs whose student ended ``gap`` (C,) from its baseline on the validation
+    images, as far as its spec and its curves go."""
+    path.mkdir(parents=True)
+    spec = {
+        "name": "earlier",
+        "seed": seed,
+        "data": "planted",
+        "student": "mlp",
+        "train": {"epochs": 5},
+        "losses": ["ce"],
+    }
+    with open(path / "spec.yaml", "w", encoding="utf-8") as stream:
+        YAML(typ="safe", pure=True).dump(spec, stream)
+    ones = np.ones((5, len(gap)))
+    student = 0.7 * ones
+    student[-1] += 5 * gap  # on average over the five epochs
+    shown = TeachingCurves(
+        samples=ones,
+        student=student,
+        teacher=ones,
+        agreement=ones,
+        divergence=ones,
+        predicted=ones,
+        teacher_weight=taught * ones,
+        label_weight=ones,
+        baseline=0.7 * ones,
+        state=ones,
+    )
+    measured = replace(shown, validation=shown) if validation else shown
+    (path / "classes.csv").write_bytes(curves_as_csv(list(classes), measured))
+    return str(path)

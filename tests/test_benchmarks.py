@@ -195,3 +195,22 @@ def test_the_table_names_the_bundled_pairs(benchmarks: None) -> None:
     table = importlib.import_module("cifar100_table")
     assert set(table.PUBLISHED) == {(teacher, student) for teacher, student, _ in PAIRS}
     assert {len(values) for values in table.PUBLISHED.values()} == {len(table.METHODS)}
+
+
+@pytest.mark.slow
+def test_planted_signals_finds_what_is_planted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, BENCHMARKS / "planted_signals.py"),
+            *("--seeds", "2", "--kinds", "margin", "shuffled", "--signals", "baseline"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["margin", "baseline", "4", "0", "1.00", "1.00"] in rows
+    assert ["shuffled", "baseline", "0", "0", "-", "-"] in rows

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planted
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -174,9 +175,10 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
 def test_interrupted_from_outside(
     tmp_path: Path, tiny: dict[str, Any], number: signal.Signals
 ) -> None:
-    spec = write(tmp_path, {**tiny, "train": {**tiny["train"], "epochs": 2000}})
+    train = {**tiny["train"], "epochs": 2000}
+    spec = write(tmp_path, {**tiny, "train": train, "baseline": False, "policy": "all"})
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdzoo", "run", str(spec), "--set", "baseline=false"],
+        [sys.executable, "-m", "kdzoo", "run", str(spec)],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -283,6 +285,19 @@ def test_the_curves_have_the_baselines_at_the_same_epoch(
 
     own = column(run.directory, "baseline")
     assert own == column(Path(run.report.directories["baseline"]), "student")
+    both, student, samples = (
+        np.array([float(v) for v in column(run.directory, name)])
+        for name in ("both_right", "student", "samples")
+    )
+    counts = both * samples
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+    least, most = (
+        student + np.array(own, dtype=float) - 1,
+        np.minimum(student, np.array(own, float)),
+    )
+    assert (both >= least - 1e-9).all()
+    assert (both <= most + 1e-9).all()
+    assert (both > least + 0.01).any()  # they are right on the same images more than they must be
     weights = column(run.directory, "teacher_weight")
     last = dict(zip(column(run.directory, "class")[-10:], weights[-10:], strict=True))
     assert sorted(name for name, weight in last.items() if weight == "0.0") == sorted(
@@ -518,10 +533,34 @@ def test_stages_go_on_exactly(
     assert files(kdzoo.run(rich, runs=tmp_path / "cut")) == files(whole)
 
 
+def test_the_oracle_goes_by_runs_of_other_seeds(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    torch.save(planted.PlantedTeacher().build((1, 1, 11), 10).state_dict(), tmp_path / "teacher.pt")
+    harmed = {
+        **tiny,
+        "data": {"use": "planted", "per_class": 60, "validation": 0.5},
+        "teacher": {"use": "planted-teacher", "checkpoint": str(tmp_path / "teacher.pt")},
+        "student": {"use": "planted-student", "width": 16},
+    }
+    plain = [
+        kdzoo.run({**harmed, "seed": seed, "policy": "all"}, runs=tmp_path).directory
+        for seed in (0, 1)
+    ]
+    policy = {"use": "oracle", "runs": [str(run) for run in plain], "margin": 0.0}
+    chosen = kdzoo.run({**harmed, "seed": 0, "policy": policy}, runs=tmp_path).report.untaught
+    classes, curves = kdzoo.read_curves(plain[1] / "classes.csv")
+    assert curves.validation is not None
+    assert curves.validation.baseline is not None
+    gap = (curves.validation.student - curves.validation.baseline)[-5:].mean(0)
+    worst = np.argsort(gap, kind="stable")[:2]
+    assert gap[worst[1]] < np.median(gap)
+    assert set(chosen) == {classes[c] for c in worst}
+
+
 def test_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
 ) -> None:
-    spec = {**tiny, "baseline": False, "losses": [{"use": "sample-explodes", "after": 2.5}, "kd"]}
+    losses = [{"use": "sample-explodes", "after": 2.5}, "kd"]
+    spec = {**tiny, "baseline": False, "policy": "all", "losses": losses}
     done = kdzoo_command("run", str(write(tmp_path, spec)))
     assert done.returncode == 1
     assert "loss/sample-explodes became nan in step" in done.stderr

@@ -19,7 +19,8 @@ import kdzoo
 Reports = dict[str, list[kdzoo.Report]]
 
 SEEDS = range(10)
-TLLM = {"use": "tllm", "start_epoch": 5, "max_fraction": 0.5}
+# Ten epochs are few, and the learning rate falls after eight: the first look comes early.
+TLLM = {"use": "tllm", "start_epoch": 4, "window": 4, "patience": 2, "max_fraction": 0.5}
 VICTIMS = [planted.CLASSES.index(name) for name in planted.COLLAPSED]
 SIBLINGS = [planted.CLASSES.index(name) for name in planted.COLLAPSED.values()]
 HARD = planted.CLASSES.index(planted.HARD)
@@ -122,12 +123,18 @@ def test_they_get_better_and_the_others_and_the_whole_do_not_get_worse(
     assert interval((student["tllm"] - baseline).mean(1))[0] > 0
 
 
-def test_without_a_baseline_run_the_residual_finds_them_less_surely(tmp_path: Path) -> None:
-    """It needs no second run, and pays for that: it may name the hard classes too."""
+def test_without_a_baseline_run_agreement_finds_them_and_the_residual_is_not_sure(
+    tmp_path: Path,
+) -> None:
+    """Where the teacher's margin is small, the student's answers differ from the teacher's: that
+    is so by what is planted. What the teacher's accuracy leaves of the student's says much less:
+    it is as low on the classes that are hard for the student alone."""
     torch.save(planted.PlantedTeacher().build((1, 1, 11), 10).state_dict(), tmp_path / "teacher.pt")
-    hits = 0
     for seed in SEEDS[:3]:
-        alone = spec(seed, tmp_path / "teacher.pt", TLLM)
-        named = kdzoo.run({**alone, "baseline": False}, runs=tmp_path / "runs").report.untaught
-        hits += len(set(named) & set(planted.COLLAPSED))
-    assert hits >= 3
+        named = {}
+        for signal in ("agreement", "residual"):
+            alone = spec(seed, tmp_path / "teacher.pt", {**TLLM, "signal": signal})
+            run = kdzoo.run({**alone, "baseline": False}, runs=tmp_path / "runs")
+            named[signal] = set(run.report.untaught)
+        assert named["agreement"] == set(planted.COLLAPSED)
+        assert named["residual"] <= set(planted.COLLAPSED)

@@ -49,6 +49,12 @@ class Split(ABC):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def counts(self, num_classes: int) -> tuple[int, ...] | None:
+        """How many images each class has; ``None`` where there are none at all."""
+        if not len(self):
+            return None
+        return tuple(torch.bincount(self.targets, minlength=num_classes).tolist())
+
     @abstractmethod
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         """All images without augmentation, in their own order, up to ``chunk`` of them a view."""

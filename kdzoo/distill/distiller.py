@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,10 @@ from kdzoo.extend.bases import ClassPolicy
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import (
     Batch,
+    ClassState,
     ClassWeights,
     Floats,
+    Layer,
     Layers,
     Outputs,
     TeachingCurves,
@@ -67,6 +70,11 @@ class Distiller(nn.Module):
         policy: decides which classes are taught; ``None`` teaches all.
         baseline: (E, C), the accuracy of the student trained without the teacher, for each epoch
             to come, for policies that compare with it.
+        validation_baseline: (E, C), the same on the validation images.
+        validation_targets: (M,), the classes of the images that :meth:`validate` will be shown,
+            for policies that look at them; ``None`` for no such images.
+        similarity: whether a policy of a later stage needs the similarity of features; that of
+            ``policy`` is known.
         teacher_layers: the layer names that the teacher's model declares.
         student_layers: the layer names that the student's model declares.
 
@@ -76,6 +84,8 @@ class Distiller(nn.Module):
 
     teacher_weights: Tensor
     label_weights: Tensor
+    class_columns: Tensor
+    class_states: Tensor
 
     def __init__(
         self,
@@ -89,6 +99,9 @@ class Distiller(nn.Module):
         targets: Tensor | None = None,
         policy: ClassPolicy | None = None,
         baseline: Floats | None = None,
+        validation_baseline: Floats | None = None,
+        validation_targets: Tensor | None = None,
+        similarity: bool = False,
         teacher_layers: Layers = Layers(),
         student_layers: Layers = Layers(),
     ) -> None:
@@ -101,7 +114,9 @@ class Distiller(nn.Module):
             (pair, f'loss "{term.id}"') for term in reversed(terms) for pair in term.loss.layers
         ]
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
-        self._student = Tapped("student", student, student_layers, readers, example)
+        similarity = similarity or (policy is not None and policy.needs_similarity)
+        compared: dict[Layer, str] = {"penultimate": "class policy"} if similarity else {}
+        self._student = Tapped("student", student, student_layers, compared | readers, example)
         self._teacher: Tapped | None = None
         self._chunk: int | None = None
         if teacher is not None:
@@ -111,19 +126,30 @@ class Distiller(nn.Module):
             teacher.eval()
             teacher.requires_grad_(False)
             readers = {pair.teacher: reader for pair, reader in pairs}
-            self._teacher = Tapped("teacher", teacher, teacher_layers, readers, example)
+            self._teacher = Tapped("teacher", teacher, teacher_layers, compared | readers, example)
         self._check_class_counts()
         self.losses = nn.ModuleDict()
         if targets is not None:
             self._check_targets(targets, num_samples)
         for term in terms:
             self._add(term, num_samples, targets, example)
-        self.curves = CurveRecorder(len(self.classes), teacher is not None, baseline)
-        ones = torch.ones(len(self.classes), device=example.device)
-        self.register_buffer("teacher_weights", ones)
-        self.register_buffer("label_weights", ones.clone())
+        widths = None
+        if similarity and self._teacher is not None:
+            features = [t.shapes.features["penultimate"] for t in (self._student, self._teacher)]
+            widths = math.prod(features[0]), math.prod(features[1])
+        self.curves = CurveRecorder(len(self.classes), baseline, widths).to(example.device)
+        self.curves.validation_baseline = validation_baseline
+        for name in ("teacher_weights", "label_weights", "class_columns", "class_states"):
+            self.register_buffer(name, torch.ones(len(self.classes), device=example.device))
         if policy is not None:
-            set_up_policy(policy, self.classes, terms, has_baseline=baseline is not None)
+            set_up_policy(
+                policy,
+                terms,
+                classes=self.classes,
+                has_baseline=baseline is not None,
+                samples=self._count(targets),
+                validation=self._count(validation_targets),
+            )
         self.begin_stage(terms, policy)
 
     @property
@@ -207,8 +233,9 @@ class Distiller(nn.Module):
         self._compiled = _as_one_graph(self._measure) if compiled else None
         self._first_epoch = len(self.curves.history)
         if policy is None:
-            self.teacher_weights.fill_(1)
-            self.label_weights.fill_(1)
+            for values in (self.teacher_weights, self.label_weights, self.class_columns):
+                values.fill_(1)
+            self.class_states.fill_(ClassState.TAUGHT)
         else:
             with calling(f'policy "{policy.name}"'):
                 self._set_class_weights(policy, policy.initial(len(self.classes)))
@@ -256,15 +283,25 @@ class Distiller(nn.Module):
         student = self._student(inputs)
         teacher = taught or (self.teach(inputs) if self._teacher else _NoTeacher())
         if self.training:
-            self.curves.record(targets, student.logits, teacher.logits if self._teacher else None)
+            self.curves.record(
+                targets,
+                indices,
+                student,
+                teacher if self._teacher else None,
+                validation=False,
+                similarity=self._compares_features(validation=False),
+            )
+        masks = self.policy is not None and self.policy.sets_columns
         batch = Batch(
             inputs=inputs,
             targets=targets,
             indices=torch.full_like(targets, -1) if indices is None else indices,
             weights=self.teacher_weights[targets],
             progress=progress,
+            columns=self.class_columns if masks else None,
         )
-        batches = {"teacher": batch, "label": replace(batch, weights=self.label_weights[targets])}
+        labels = replace(batch, weights=self.label_weights[targets], columns=None)
+        batches = {"teacher": batch, "label": labels}
         values: dict[str, Tensor] = {}
         for term in self.terms:
             if term.loss.needs_indices and indices is None:
@@ -278,18 +315,59 @@ class Distiller(nn.Module):
             student = Outputs(student.logits.detach(), features)
         return values, student
 
-    def end_epoch(self) -> TeachingCurves:
+    @torch.no_grad()
+    def validate(self, inputs: Tensor, targets: Tensor, indices: Tensor | None = None) -> None:
+        """Add one batch of validation images to the curves of the epoch that ends next.
+
+        Both networks see it in eval mode, the teacher only if the policy asks for that.
+
+        Args:
+            inputs: (B, channels, height, width), not augmented.
+            targets: (B,), int64 classes.
+            indices: (B,), int64 rows of the training set that they were taken from.
+        """
+        self._check_batch(inputs, targets)
+        training = self.training
+        self.eval()
+        asked = self.policy is not None and self.policy.needs_validation and self._teacher
+        self.curves.record(
+            targets,
+            indices,
+            self._student(inputs),
+            self.teach(inputs) if asked else None,
+            validation=True,
+            similarity=self._compares_features(validation=True),
+        )
+        self.train(training)
+
+    def end_epoch(self, learning_rate: float = math.nan) -> TeachingCurves:
         """Close the epoch: the curves get a point, and the policy answers with new weights.
+
+        Args:
+            learning_rate: the epoch's, for policies that begin anew where it falls.
 
         Returns:
             The curves up to and including this epoch.
+
+        Raises:
+            SpecError: the policy looks at validation images, and there were none.
         """
-        self.curves.close_epoch(self.teacher_weights, self.label_weights)
+        applied = torch.stack([self.teacher_weights, self.label_weights, self.class_states], 1)
+        self.curves.close_epoch(applied, learning_rate, self._first_epoch)
         curves = self.curves.curves()
         if self.policy is not None:
             with calling(f'policy "{self.policy.name}"'):
+                if self.policy.needs_validation and curves.validation is None:
+                    raise SpecError(
+                        "looks at validation images: show them to `validate` before `end_epoch`"
+                    )
                 self._set_class_weights(self.policy, self.policy.update(curves))
         return curves
+
+    def classes_in(self, state: ClassState) -> list[str]:
+        """The names of the classes that are in a state from now on."""
+        states = self.class_states.tolist()
+        return [name for name, now in zip(self.classes, states, strict=True) if now == state]
 
     def learnable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters under the names that a spec's ``learn`` uses (``student.stem.weight``)."""
@@ -395,20 +473,43 @@ class Distiller(nn.Module):
                     f"but the data has {len(self.classes)}"
                 )
 
+    def _compares_features(self, *, validation: bool) -> bool:
+        policy = self.policy
+        return (
+            policy is not None and policy.needs_similarity and policy.needs_validation == validation
+        )
+
+    def _count(self, targets: Tensor | None) -> tuple[int, ...] | None:
+        """How many there are of each class."""
+        if targets is None or not len(targets):
+            return None
+        known = targets[targets >= 0]
+        return tuple(torch.bincount(known, minlength=len(self.classes)).tolist())
+
     def _set_class_weights(self, policy: ClassPolicy, weights: ClassWeights) -> None:
-        for which, vector in (("teacher", weights.teacher), ("label", weights.label)):
+        count = len(self.classes)
+        states = weights.states
+        if states is None:
+            untaught = np.asarray(weights.teacher) == 0
+            states = np.where(untaught, ClassState.UNTAUGHT, ClassState.TAUGHT)
+        columns = np.ones(count) if weights.columns is None else weights.columns
+        for name, what, vector in (
+            ("teacher_weights", "teacher weights", weights.teacher),
+            ("label_weights", "label weights", weights.label),
+            ("class_columns", "columns", columns),
+            ("class_states", "states", states),
+        ):
             values = np.asarray(vector, dtype=np.float64)
-            if values.shape != (len(self.classes),):
+            if values.shape != (count,):
                 raise PluginError(
-                    f'policy "{policy.name}" answered {which} weights '
-                    f"of shape {values.shape}; they must be ({len(self.classes)},), one a class"
+                    f'policy "{policy.name}" answered {what} of shape {values.shape}; they must '
+                    f"be ({count},), one a class"
                 )
             if not (np.isfinite(values).all() and (values >= 0).all()):
                 raise PluginError(
-                    f'policy "{policy.name}" answered {which} weights '
-                    "that are negative, NaN or infinite"
+                    f'policy "{policy.name}" answered {what} that are negative, NaN or infinite'
                 )
-            getattr(self, f"{which}_weights").copy_(torch.from_numpy(values))
+            getattr(self, name).copy_(torch.from_numpy(values))
 
 
 def _as_one_graph(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Adapter, ClassPolicy, Loss
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import LayerPair, PolicySetting
@@ -42,9 +43,16 @@ class Term:
 
 
 def set_up_policy(
-    policy: ClassPolicy, classes: tuple[str, ...], terms: Iterable[Term], *, has_baseline: bool
+    policy: ClassPolicy,
+    terms: Iterable[Term],
+    *,
+    classes: tuple[str, ...],
+    has_baseline: bool,
+    samples: tuple[int, ...] | None = None,
+    validation: tuple[int, ...] | None = None,
+    seed: int = 0,
 ) -> None:
-    """Tell a policy what it will decide about.
+    """Tell a policy what it will decide about; see :class:`~kdzoo.PolicySetting`.
 
     Raises:
         SpecError: it cannot work there; the message names the policy.
@@ -52,8 +60,30 @@ def set_up_policy(
     sums = {"teacher": 0.0, "label": 0.0}
     for term in terms:
         sums[term.loss.guidance] += term.weight
+        guided = term.loss.guidance == "teacher"
+        if policy.sets_columns and guided and not term.loss.takes_columns:
+            raise SpecError(
+                f'policy "{policy.name}" takes classes out of the soft targets of all samples, and '
+                f'loss "{term.id}" knows nothing of that (takes_columns); use another, or let the '
+                "policy act on the classes' own samples alone"
+            )
     with calling(f'policy "{policy.name}"'):
-        policy.setup(PolicySetting(classes, has_baseline, sums["teacher"], sums["label"]))
+        if policy.needs_validation and validation is None:
+            raise SpecError(
+                "looks at validation images, and there are none; say `validation: 0.1` in data, or "
+                "use the training samples"
+            )
+        policy.setup(
+            PolicySetting(
+                classes=classes,
+                has_baseline=has_baseline,
+                teacher_weight=sums["teacher"],
+                label_weight=sums["label"],
+                samples=samples,
+                validation=validation,
+                seed=seed,
+            )
+        )
 
 
 def terms(entries: Iterable[str | Mapping[str, Any]]) -> list[Term]:

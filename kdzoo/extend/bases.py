@@ -72,6 +72,8 @@ class Loss(Component, nn.Module, ABC):
         needs_indices: whether the loss reads ``batch.indices``; a training loop that has none is
             then refused.
         needs_targets: whether it reads ``targets`` in :meth:`setup`.
+        takes_columns: whether it follows ``batch.columns``; a policy that sets them is refused
+            beside a teacher-guided loss that does not.
         invariances: what the tests may hold it to. ``identity``: 0 where the student's outputs are
             the teacher's; ``shift``: blind to a constant that is added to a row of logits;
             ``duplication`` and ``permutation``: a sample's value stays when the batch is doubled,
@@ -91,6 +93,7 @@ class Loss(Component, nn.Module, ABC):
     default_warmup_epochs: ClassVar[int] = 0
     needs_indices: ClassVar[bool] = False
     needs_targets: ClassVar[bool] = False
+    takes_columns: ClassVar[bool] = False
     invariances: ClassVar[frozenset[Invariance]] = frozenset({"duplication", "permutation"})
 
     def __init__(self, params: Params | None = None) -> None:
@@ -146,11 +149,28 @@ class Loss(Component, nn.Module, ABC):
 class ClassPolicy(Component, ABC):
     """Decides, class by class, how strongly the teacher is listened to.
 
-    It sees the curves of training samples only, and is a pure function of them and of the state
-    that :meth:`state_dict` returns.
+    It sees the curves of training samples, and of validation images if it asks for them, never a
+    test image; and is a pure function of them and of the state that :meth:`state_dict` returns.
     """
 
     kind = "policy"
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it reads ``curves.validation``; else there may be none, and the teacher is not
+        asked about the validation images."""
+        return False
+
+    @property
+    def needs_similarity(self) -> bool:
+        """Whether it reads ``similarity``: on the validation images where it needs those, else on
+        the training samples."""
+        return False
+
+    @property
+    def sets_columns(self) -> bool:
+        """Whether its :class:`~kdzoo.ClassWeights` have ``columns``."""
+        return False
 
     def setup(self, setting: PolicySetting) -> None:
         """Called once, before anything is trained.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from kdzoo.errors import DataError, SpecError
 
 __all__ = [
     "Batch",
+    "ClassState",
     "ClassWeights",
     "EpochRecord",
     "ImageData",
@@ -70,6 +72,9 @@ class Batch:
             The engine applies it to each row; a loss needs it only to weight the *partners* of a
             sample it compares with others.
         progress: epochs since the stage began, fractional.
+        columns: (C,), how much of each class is left in the soft targets of samples of *other*
+            classes, 0 to 1; the rest is renormalized, for teacher and student alike. ``None``
+            where the policy does not ask for it; only a loss with ``takes_columns`` gets it.
     """
 
     inputs: Tensor
@@ -77,6 +82,7 @@ class Batch:
     indices: Tensor
     weights: Tensor
     progress: float
+    columns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,26 @@ class Shapes:
     features: Mapping[Layer, tuple[int, ...]]
 
 
+class ClassState(IntEnum):
+    """What a class policy has decided about a class; the number is for pictures."""
+
+    WARM_UP = 0  # it is taught, and not looked at yet
+    TAUGHT = 1
+    SUSPECT = 2  # it is still taught, and may not be for long
+    UNTAUGHT = 3  # it gets less of the teacher's terms than the others
+
+    @property
+    def words(self) -> str:
+        """As it is written: ``warm-up``, ``taught``, ``suspect``, ``untaught``."""
+        return self.name.lower().replace("_", "-")
+
+
 @dataclass(frozen=True)
 class TeachingCurves:
     """Each class's history over the epochs, on the training samples as they passed.
 
-    All arrays are (E, C). A class without samples in an epoch has NaN there.
+    All arrays are (E, C) where nothing else is said. A class without samples in an epoch has NaN
+    there.
 
     Attributes:
         samples: how many samples of the class passed.
@@ -136,6 +157,15 @@ class TeachingCurves:
         label_weight: how much of the label terms.
         baseline: the accuracy of the same student trained without the teacher, at the same epoch;
             ``None`` where there is no such run.
+        both_right: how often student and baseline were both right, on the same sample in the same
+            epoch; ``None`` where the baseline's answers are not known one by one.
+        similarity: linear CKA of the features that enter the two classifiers, within the class;
+            ``None`` unless the policy asks for it. See :mod:`kdzoo.distill.similarity`.
+        state: the :class:`ClassState` that applied in the epoch.
+        learning_rate: (E,), the first parameter group's; NaN where the training loop did not say.
+        stage: (E,), the stage that the epoch belongs to: how many epochs of the run came before it.
+        validation: the same on the validation images, after each epoch; ``None`` without these.
+            What depends on the teacher is measured there only if the policy asks for it.
     """
 
     samples: Floats
@@ -147,11 +177,28 @@ class TeachingCurves:
     teacher_weight: Floats
     label_weight: Floats
     baseline: Floats | None = None
+    both_right: Floats | None = None
+    similarity: Floats | None = None
+    state: Floats | None = None
+    learning_rate: Floats | None = None
+    stage: Floats | None = None
+    validation: TeachingCurves | None = None
 
     @property
     def untaught(self) -> list[int]:
         """The classes that got nothing of the teacher's terms in the last epoch."""
         return [int(c) for c in np.flatnonzero(self.teacher_weight[-1] == 0)]
+
+    def first(self, epochs: int) -> TeachingCurves:
+        """Copies of the first epochs of all curves."""
+        parts: dict[str, Any] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, TeachingCurves):
+                parts[part.name] = value.first(epochs)
+            elif value is not None:
+                parts[part.name] = value[:epochs].copy()
+        return TeachingCurves(**parts)
 
 
 @dataclass(frozen=True)
@@ -163,12 +210,18 @@ class PolicySetting:
         has_baseline: whether the curves will have ``baseline``.
         teacher_weight: the weights of all terms that follow the teacher, added up; 0 without one.
         label_weight: the weights of all terms that follow the labels, added up.
+        samples: how many training samples each class has; ``None`` where that is not known.
+        validation: how many validation images each class has; ``None`` where there are none.
+        seed: the run's seed, for a policy that draws, or looks at runs of other seeds.
     """
 
     classes: tuple[str, ...]
     has_baseline: bool
     teacher_weight: float
     label_weight: float
+    samples: tuple[int, ...] | None = None
+    validation: tuple[int, ...] | None = None
+    seed: int = 0
 
     def label_factor(self, teacher_factor: float) -> float:
         """The factor on a class's label terms under which these weigh 1, as in the baseline.
@@ -195,10 +248,21 @@ class PolicySetting:
 
 @dataclass(frozen=True)
 class ClassWeights:
-    """A class policy's answer: how much of the losses' terms each class gets, (C,) each, >= 0."""
+    """A class policy's answer, (C,) each.
+
+    Attributes:
+        teacher: how much of the teacher's terms each class gets, >= 0.
+        label: how much of the label terms.
+        columns: how much of each class is left in the soft targets of the other classes' samples,
+            0 to 1: :attr:`Batch.columns`. Only of a policy with ``sets_columns``.
+        states: the :class:`ClassState` of each class, to be shown; ``None`` for *untaught* where
+            ``teacher`` is 0, and *taught* elsewhere.
+    """
 
     teacher: Floats
     label: Floats
+    columns: Floats | None = None
+    states: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdzoo.extend.bases import Observer
-from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
+from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCurves
 from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline import run
@@ -76,9 +76,10 @@ class _Story:
             teacher_weight=taught,
             label_weight=np.ones(shape),
             baseline=draw.uniform(size=shape) if self.has_baseline else None,
+            state=np.where(taught > 0, ClassState.TAUGHT, ClassState.UNTAUGHT).astype(np.float64),
+            learning_rate=np.full(self.epochs, 0.1),
+            stage=np.zeros(self.epochs),
         )
-        known = {field.name: getattr(curves, field.name) for field in fields(curves)}
-        parts: dict[str, Any] = {k: v[:epoch].copy() for k, v in known.items() if v is not None}
         scalars = {"lr": 0.1, "accuracy/train": 0.5}
         if self.has_teacher:
             scalars |= {"accuracy/teacher": 0.9, "agreement": 0.7}
@@ -88,7 +89,7 @@ class _Story:
             epoch=epoch,
             step=epoch * _STEPS,
             scalars=scalars,
-            curves=TeachingCurves(**parts),
+            curves=curves.first(epoch),
             loader_share=0.25,
         )
 

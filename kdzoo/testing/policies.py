@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from kdzoo.extend.contracts import (
     Batch,
     ClassWeights,
     Floats,
+    Layers,
     Outputs,
     PolicySetting,
     TeachingCurves,
@@ -31,6 +32,7 @@ __all__ = ["PolicyChecks"]
 
 _CLASSES = tuple("abcdefghij")
 _EPOCHS = 15
+_IMAGES = 100  # of each class, in training and in validation
 
 
 class PolicyChecks(Checks[ClassPolicy]):
@@ -121,9 +123,9 @@ class PolicyChecks(Checks[ClassPolicy]):
         """It changes nothing of the curves, which others see too."""
         policy, curves = self._usual(), _curves()
         for epochs in range(1, _EPOCHS + 1):
-            shown = _first(curves, epochs)
+            shown = curves.first(epochs)
             policy.update(shown)
-            require(_equal(shown, _first(curves, epochs)), "it changed the curves in place")
+            require(_equal(shown, curves.first(epochs)), "it changed the curves in place")
 
     def answers_stay(self) -> None:
         """What it has answered is not changed by what it decides later."""
@@ -184,7 +186,9 @@ class PolicyChecks(Checks[ClassPolicy]):
             torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, len(_CLASSES)))
             for _ in range(2)
         ]
-        inputs, targets = torch.rand(20, *IMAGE), torch.arange(20) % len(_CLASSES)
+        layers = Layers(penultimate="0", head="1")
+        # Enough of each class for a policy that compares features.
+        inputs, targets = torch.rand(600, *IMAGE), torch.arange(600) % len(_CLASSES)
         try:
             distiller = Distiller(
                 networks[0],
@@ -192,9 +196,14 @@ class PolicyChecks(Checks[ClassPolicy]):
                 [Term("labels", Labels(), 0.1), Term("teacher", _Teacher(), 0.9)],
                 example=inputs[:2],
                 classes=_CLASSES,
-                num_samples=20,
+                num_samples=600,
+                targets=targets,
                 policy=policy,
                 baseline=_curves().baseline,
+                validation_baseline=_measured(100).baseline,
+                validation_targets=targets,
+                teacher_layers=layers,
+                student_layers=layers,
             )
         except SpecError as error:
             raise ContractError(f"it refuses an ordinary run: {error}") from error
@@ -202,7 +211,8 @@ class PolicyChecks(Checks[ClassPolicy]):
             distiller.train()
             total = distiller(inputs, targets).total
             require(bool(total.isfinite()), "the total became NaN or infinite under its weights")
-            distiller.end_epoch()
+            distiller.validate(inputs, targets)
+            distiller.end_epoch(0.1)
 
     # What the checks are made of.
 
@@ -216,7 +226,16 @@ class PolicyChecks(Checks[ClassPolicy]):
         """A policy after its setup; ``None`` if it refuses."""
         policy = self._make()
         try:
-            policy.setup(PolicySetting(_CLASSES, has_baseline, teacher_weight, label_weight))
+            policy.setup(
+                PolicySetting(
+                    classes=_CLASSES,
+                    has_baseline=has_baseline,
+                    teacher_weight=teacher_weight,
+                    label_weight=label_weight,
+                    samples=(_IMAGES,) * len(_CLASSES),
+                    validation=(_IMAGES,) * len(_CLASSES),
+                )
+            )
         except SpecError:
             return None
         return policy
@@ -234,34 +253,47 @@ class _Teacher(Loss):
     """Squared difference of the logits."""
 
     name = "kdzoo-testing-teacher"
+    takes_columns = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
         """See :meth:`kdzoo.Loss.forward`."""
-        return (student.logits - teacher.logits).square().mean(1)
+        rows = (student.logits - teacher.logits).square()
+        return rows.mean(1) if batch.columns is None else (batch.columns * rows).mean(1)
 
 
 def _curves(seed: int = 0) -> TeachingCurves:
     """All epochs of a student that learns some classes well, and loses others on the way."""
+    training = _measured(seed)
+    return replace(training, validation=_measured(seed + 100))
+
+
+def _measured(seed: int) -> TeachingCurves:
     draw = np.random.default_rng(seed)
     epochs = np.arange(1, _EPOCHS + 1)[:, None]
     shape = (_EPOCHS, len(_CLASSES))
     heights = draw.uniform(0.5, 0.95, len(_CLASSES))
     baseline = heights * (1 - np.exp(-epochs / 3)) + draw.normal(0, 0.01, shape)
     behind = np.where(np.arange(len(_CLASSES)) % 4 == 1 + seed, 0.03 * epochs, 0.0)
+    student, baseline = (baseline - behind).clip(0, 1), baseline.clip(0, 1)
     return TeachingCurves(
-        samples=np.full(shape, 100.0),
-        student=(baseline - behind).clip(0, 1),
+        samples=np.full(shape, float(_IMAGES)),
+        student=student,
         teacher=np.tile(draw.uniform(0.7, 1.0, len(_CLASSES)), (_EPOCHS, 1)),
         agreement=draw.uniform(0.3, 0.9, shape),
         divergence=draw.uniform(0.1, 3.0, shape),
         predicted=draw.uniform(60, 140, shape),
         teacher_weight=np.ones(shape),
         label_weight=np.ones(shape),
-        baseline=baseline.clip(0, 1),
+        baseline=baseline,
+        both_right=(student * baseline + np.minimum(student, baseline)) / 2,
+        similarity=draw.uniform(-0.1, 0.9, shape),
+        state=np.ones(shape),
+        learning_rate=np.where(epochs[:, 0] <= 12, 0.1, 0.01),
+        stage=np.zeros(_EPOCHS),
     )
 
 
-_MEANS = ("student", "teacher", "agreement", "divergence")
+_MEANS = ("student", "teacher", "both_right", "agreement", "divergence")
 
 
 def _stories() -> Iterator[tuple[str, TeachingCurves]]:
@@ -289,16 +321,9 @@ def _stories() -> Iterator[tuple[str, TeachingCurves]]:
     yield "an infinite divergence", replace(usual, divergence=usual.divergence + np.inf)
 
 
-def _first(curves: TeachingCurves, epochs: int) -> TeachingCurves:
-    """Copies of the first epochs of all curves."""
-    known = {field.name: getattr(curves, field.name) for field in fields(curves)}
-    parts: dict[str, Any] = {k: v[:epochs].copy() for k, v in known.items() if v is not None}
-    return TeachingCurves(**parts)
-
-
 def _shown(curves: TeachingCurves, epochs: int, history: Sequence[ClassWeights]) -> TeachingCurves:
     """What the policy sees after an epoch: its own past weights are in it."""
-    shown = _first(curves, epochs)
+    shown = curves.first(epochs)
     for epoch, weights in enumerate(history[: epochs - 1], 1):
         shown.teacher_weight[epoch] = weights.teacher
         shown.label_weight[epoch] = weights.label
@@ -345,7 +370,11 @@ def _alike(one: Sequence[ClassWeights], other: Sequence[ClassWeights]) -> bool:
 
 
 def _equal(one: TeachingCurves, other: TeachingCurves) -> bool:
-    return all(
-        np.array_equal(getattr(one, field.name), getattr(other, field.name), equal_nan=True)
-        for field in fields(one)
-    )
+    for name, values in vars(one).items():
+        others = getattr(other, name)
+        if isinstance(values, TeachingCurves):
+            if not _equal(values, others):
+                return False
+        elif values is not None and not np.array_equal(values, others, equal_nan=True):
+            return False
+    return True

@@ -1,12 +1,15 @@
-"""answers.safetensors: what a finished student answered to each test image.
+"""What a student answered, image by image.
 
-Confusions, the agreement of two networks and tests between them come from these files, so that no
-test image is read again for them.
+answers.safetensors is about the test images: confusions, the agreement of two networks and tests
+between them come from these files, so that no test image is read again for them.
+right.safetensors of a student without a teacher is about the images that it was trained on and
+validated with, epoch by epoch: the curves of runs whose baseline it is are compared image by image.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 from safetensors.numpy import load_file, save
 
@@ -14,7 +17,7 @@ from kdzoo.errors import CheckpointError
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation, Ints
 
-__all__ = ["read_answers", "write_answers"]
+__all__ = ["read_answers", "read_right_rows", "write_answers", "write_right_rows"]
 
 
 def write_answers(directory: RunDirectory, evaluation: Evaluation) -> None:
@@ -41,3 +44,24 @@ def read_answers(directory: RunDirectory) -> tuple[Ints, Ints]:
         raise CheckpointError(
             f"{directory.answers}: cannot be read ({error}); remove it to test the student again"
         ) from error
+
+
+def write_right_rows(directory: RunDirectory, bits: npt.NDArray[np.uint8]) -> None:
+    """Keep on which rows of the training set the student was right, (E, rows / 8): a bit a row."""
+    directory.write(directory.right, save({"right": bits}))
+
+
+def read_right_rows(directory: RunDirectory) -> npt.NDArray[np.uint8]:
+    """The bits (E, rows / 8) of a trained baseline.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        bits: npt.NDArray[np.uint8] = load_file(directory.right)["right"]
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory.right}: cannot be read ({error}); remove {directory.path} to train the "
+            "baseline again"
+        ) from error
+    return bits

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdzoo.errors import CheckpointError
-from kdzoo.extend.contracts import TeachingCurves
+from kdzoo.extend.contracts import ClassState, Floats, TeachingCurves
 
 __all__ = ["curves_as_csv", "read_curves"]
 
@@ -19,24 +21,34 @@ _COLUMNS = (
     "student",
     "teacher",
     "baseline",
+    "both_right",
     "agreement",
     "divergence",
     "predicted",
+    "similarity",
     "teacher_weight",
     "label_weight",
+    "state",
 )
+_POLICYS = ("teacher_weight", "label_weight", "state")
+_ON_VALIDATION = tuple(name for name in _COLUMNS if name not in _POLICYS)  # measured there too
+_HEADER = (*_COLUMNS, *(f"validation_{name}" for name in _ON_VALIDATION))
 
 
 def curves_as_csv(classes: Sequence[str], curves: TeachingCurves) -> bytes:
     """The file's content. Unknown numbers are left empty; the others read back exactly."""
     columns = [getattr(curves, name) for name in _COLUMNS]
+    columns += [curves.validation and getattr(curves.validation, name) for name in _ON_VALIDATION]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["epoch", "class", *_COLUMNS])
+    writer.writerow(["epoch", "class", *_HEADER])
     for epoch in range(len(curves.student)):
         for number, name in enumerate(classes):
             values = [np.nan if c is None else float(c[epoch, number]) for c in columns]
-            writer.writerow([epoch + 1, name, *("" if np.isnan(v) else repr(v) for v in values)])
+            row = dict(zip(_HEADER, ("" if np.isnan(v) else repr(v) for v in values), strict=True))
+            if row["state"]:
+                row["state"] = ClassState(int(float(row["state"]))).words
+            writer.writerow([epoch + 1, name, *row.values()])
     return stream.getvalue().encode()
 
 
@@ -46,16 +58,29 @@ def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:
     Raises:
         CheckpointError: the file is damaged.
     """
+    states = {state.words: str(int(state)) for state in ClassState}
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)
             header, *rows = reader
         first = [row[1] for row in rows if row[0] == "1"]
+        place = header.index("state")
+        for row in rows:
+            row[place] = states[row[place]] if row[place] else ""
         values = [[float(value or "nan") for value in row[2:]] for row in rows]
-        columns = np.array(values).reshape(-1, len(first), len(_COLUMNS))
-        curves = {name: columns[:, :, header[2:].index(name)] for name in _COLUMNS}
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+        table = np.array(values).reshape(-1, len(first), len(_HEADER))
+        columns = {name: table[:, :, header[2:].index(name)] for name in _HEADER}
+    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise CheckpointError(
             f"{path}: the curves cannot be read ({error}); remove {path.parent} to train it again"
         ) from error
-    return tuple(first), TeachingCurves(**curves)
+    curves = _curves(columns)
+    if np.isfinite(columns["validation_samples"]).any():
+        measured = {name: columns[f"validation_{name}"] for name in _ON_VALIDATION}
+        curves = replace(curves, validation=_curves({**columns, **measured}))
+    return tuple(first), curves
+
+
+def _curves(columns: Mapping[str, Floats]) -> TeachingCurves:
+    values: dict[str, Any] = {name: columns[name] for name in _COLUMNS}
+    return TeachingCurves(**values)

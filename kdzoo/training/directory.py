@@ -27,6 +27,7 @@ class RunDirectory:
         environment: versions, device, threads.
         checkpoint: everything needed to go on exactly.
         classes: the teaching curves.
+        right: without a teacher, which training rows the student was right on in each epoch.
         student: the trained weights.
         answers: what the student answered to each test image.
         report: what came out; written when the run is finished.
@@ -40,6 +41,7 @@ class RunDirectory:
         self.environment = path / "environment.json"
         self.checkpoint = path / "checkpoint.pt"
         self.classes = path / "classes.csv"
+        self.right = path / "right.safetensors"
         self.student = path / "student.safetensors"
         self.answers = path / "answers.safetensors"
         self.report = path / "report.json"

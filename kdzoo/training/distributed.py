@@ -215,7 +215,7 @@ class _Several(Processes):
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         # One exchange of all gradients, not DDP: a stage may have parameters that none of its
         # losses reaches. They have no gradient, and DDP would look for them in every step.
-        for kind in {tensor.dtype for tensor in tensors}:
+        for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order everywhere
             alike = [tensor for tensor in tensors if tensor.dtype == kind]
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
             distributed.all_reduce(flat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from kdzoo.distill.terms import Term
 from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, SpecError, did_you_mean
 from kdzoo.extend.bases import ClassPolicy, Observer
 from kdzoo.extend.calling import calling
-from kdzoo.extend.contracts import EpochRecord, RunInfo, TeachingCurves
+from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCurves
 from kdzoo.seeds import stream
 from kdzoo.spec.models import Spec, Stage
 from kdzoo.spec.torch_entries import make_optimizer, make_schedule
@@ -31,7 +32,6 @@ from kdzoo.training.clock import LoaderClock
 from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import Processes
-from kdzoo.training.evaluate import evaluate
 from kdzoo.training.teacher_store import Taught, TeacherStore, nothing_known
 
 log = logging.getLogger("kdzoo")
@@ -148,10 +148,11 @@ class Trainer:
         for epoch in range(max(first, self.epoch), last):
             with self._taught() as taught:
                 self._epoch(info, stage.spec, epoch - first, parameters, optimizer, taught)
-            rate = optimizer.param_groups[0]["lr"]
+            rate = float(optimizer.param_groups[0]["lr"])
             schedule.step()
-            self.processes.add_up([self.distiller.curves.sums])
-            self.epoch, curves = epoch + 1, self.distiller.end_epoch()
+            self._validate()
+            self.processes.add_up(self.distiller.curves.sums)
+            self.epoch, curves = epoch + 1, self.distiller.end_epoch(rate)
             self._close_epoch(info, curves, rate, optimizer, schedule)
 
     def _epoch(
@@ -201,6 +202,12 @@ class Trainer:
             return contextlib.nullcontext(nothing_known)
         return self.store.epoch(self.epoch)
 
+    def _validate(self) -> None:
+        """Our part of the validation images: every so many batches of them."""
+        group = self.processes
+        for view in itertools.islice(self.images.validation.plain(), group.rank, None, group.count):
+            self.distiller.validate(view.inputs, view.targets, view.indices)
+
     def _log(self, info: RunInfo, terms: list[str], window: list[Tensor]) -> None:
         """Bring some steps' numbers to the host in one copy, check them, show them."""
         names = ["loss/total", *(f"loss/{term}" for term in terms)]
@@ -246,17 +253,19 @@ class Trainer:
         schedule: LRScheduler,
     ) -> None:
         """Evaluate, tell the observers, write the checkpoint."""
-        scalars = {"lr": float(rate), "accuracy/train": _mean(curves.student, curves.samples)}
+        scalars = {"lr": rate, "accuracy/train": _mean(curves.student, curves.samples)}
         if np.isfinite(curves.teacher[-1]).any():
             scalars["accuracy/teacher"] = _mean(curves.teacher, curves.samples)
             scalars["agreement"] = _mean(curves.agreement, curves.samples)
         student = self.distiller.student
-        if len(self.images.validation):
-            evaluation = evaluate(student, self.images.validation, len(info.classes))
-            scalars["accuracy/validation"] = measured = evaluation.accuracy
-            self.validation.append(np.diagonal(evaluation.confusion).tolist())
+        if curves.validation is not None:
+            measured = _mean(curves.validation.student, curves.validation.samples)
+            scalars["accuracy/validation"] = measured
+            right = np.nan_to_num(curves.validation.student[-1]) * curves.validation.samples[-1]
+            self.validation.append(np.rint(right).astype(np.int64).tolist())
             if self.best is None or measured > self.best.accuracy:
                 self.best = Best(self.epoch, measured, copy.deepcopy(student.state_dict()))
+        self._say_what_changed(curves)
         record = EpochRecord(self.epoch, self.step, scalars, curves, self.clock.share)
         states: dict[str, dict[str, Any]] = {}
         for observer in self.observers:
@@ -288,6 +297,18 @@ class Trainer:
             raise CheckpointError(
                 f"{self.directory.checkpoint}: is not of this run; start over with --fresh: {error}"
             ) from error
+
+    def _say_what_changed(self, curves: TeachingCurves) -> None:
+        """The classes that the policy has just come to suspect, or to stop."""
+        assert curves.state is not None
+        for state, words in (
+            (ClassState.SUSPECT, "the policy suspects"),
+            (ClassState.UNTAUGHT, "no longer taught"),
+        ):
+            before = {self.distiller.classes[c] for c in np.flatnonzero(curves.state[-1] == state)}
+            new = [name for name in self.distiller.classes_in(state) if name not in before]
+            if new:
+                log.info("after epoch %d: %s: %s", self.epoch, words, ", ".join(new))
 
     def _refuse_non_finite(self) -> None:
         # Parameters only: a buffer may be infinite by design, as a mask is.

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,20 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
 
+@pytest.fixture(autouse=True)
+def other_tests_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are there before a test belong to fixtures of other files."""
+    monkeypatch.setattr(sys.modules[__name__], "OTHERS", set(_processes()))
+
+
+OTHERS: set[psutil.Process] = set()
+
+
 def children() -> list[psutil.Process]:
+    return [process for process in _processes() if process not in OTHERS]
+
+
+def _processes() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 

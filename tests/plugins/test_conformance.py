@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from made import earlier_run
 from pictures import write_mnist, write_pictures
 
 from kdzoo.extend.hookspecs import HOOKS
@@ -20,6 +22,11 @@ def folders(folder: Path) -> dict[str, Any]:
 def mnist(folder: Path) -> dict[str, Any]:
     write_mnist(folder / "data")
     return {"dataset": "MNIST", "root": str(folder / "data")}
+
+
+def earlier(folder: Path) -> dict[str, Any]:
+    gap = np.where(np.arange(10) == 2, -0.1, 0.0)
+    return {"runs": [earlier_run(folder / "run", gap, seed=1)]}
 
 
 MAP, LARGER, SMALLER = (6, 8, 8), (6, 16, 16), (6, 3, 3)
@@ -55,6 +62,7 @@ FOUND = [
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("loss", "crd"): {"entry": {"negatives": 24}},  # all there are: whatever is drawn is the same
     ("policy", "fixed"): {"entry": {"classes": ["b", "j"]}},
+    ("policy", "oracle"): {"entry": earlier},
     ("model", "torchvision"): {"entry": {"model": "resnet18"}, "input_shape": (3, 32, 32)},
     ("model", "timm"): {"entry": {"model": "test_resnet"}, "input_shape": (3, 32, 32)},
     ("dataset", "image-folder"): {"entry": folders},

@@ -349,12 +349,12 @@ def test_a_run_with_every_data_source_goes_on_exactly(tmp_path: Path, tiny: dict
     cut = tmp_path / "cut"
     original, calls = kdzoo.Distiller.end_epoch, []
 
-    def dies(distiller: kdzoo.Distiller) -> Any:
+    def dies(distiller: kdzoo.Distiller, rate: float) -> Any:
         if "crd" in distiller.losses:
             calls.append(1)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-        return original(distiller)
+        return original(distiller, rate)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kdzoo.Distiller, "end_epoch", dies)

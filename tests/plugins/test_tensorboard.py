@@ -112,6 +112,7 @@ def test_a_run_read_back_over_http(
         "classes/student",
         "classes/teacher",
         "classes/agreement",
+        "classes/state",
         "classes/taught",
         "classes/gap to baseline",
     }

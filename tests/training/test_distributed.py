@@ -88,7 +88,9 @@ def trained(
                     distributed.all_reduce(parameter.grad)
             optimizer.step()
         state = distiller.state_dict()
-        return {k: v for k, v in state.items() if isinstance(v, Tensor) and k != "curves.sums"}
+        return {
+            k: v for k, v in state.items() if isinstance(v, Tensor) and not k.startswith("curves.")
+        }
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -308,7 +310,8 @@ def test_what_ends_a_run_is_said_once(
 def test_interrupted_from_outside(
     tmp_path: Path, tiny: dict[str, Any], number: signal.Signals, whom: str
 ) -> None:
-    spec = {**tiny, "baseline": False, "train": {**tiny["train"], "epochs": 2000}}
+    train = {**tiny["train"], "epochs": 2000}
+    spec = {**tiny, "baseline": False, "policy": "all", "train": train}
     process = start(tmp_path, spec)
     checkpointed(tmp_path, process, "tiny-??????????")
     send: Callable[[int, int], None] = os.kill if whom == "torchrun" else os.killpg

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 import kdzoo
 from kdzoo.data.images import Split, View
 from kdzoo.report.summary import Score
-from kdzoo.training.answers_file import read_answers, write_answers
+from kdzoo.training.answers_file import (
+    read_answers,
+    read_right_rows,
+    write_answers,
+    write_right_rows,
+)
 from kdzoo.training.correction import fit_correction
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation, evaluate
@@ -146,3 +151,14 @@ def test_answers_are_kept(tmp_path: Path) -> None:
     directory.answers.unlink()
     with pytest.raises(kdzoo.CheckpointError, match="cannot be read"):
         read_answers(directory)
+
+
+def test_right_rows_are_read_back_or_refused(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    bits = np.packbits(np.random.default_rng(0).random((3, 21)) < 0.5, axis=1)
+    write_right_rows(directory, bits)
+    assert (read_right_rows(directory) == bits).all()
+    for spoil in (lambda: directory.right.write_bytes(b"torn"), directory.right.unlink):
+        spoil()
+        with pytest.raises(kdzoo.CheckpointError, match="to train the baseline again"):
+            read_right_rows(directory)

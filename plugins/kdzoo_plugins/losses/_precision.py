@@ -1,11 +1,15 @@
-"""Losses are computed in single precision at least, whatever the networks run in."""
+"""What losses on logits share: their precision, and the columns that a class policy takes out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_single", "at_temperature", "refuse_unlike"]
+import kdzoo
+
+__all__ = ["at_least_single", "at_temperature", "refuse_unlike", "with_columns"]
+
+_GONE = -1e4  # beside other logits a probability of 0, and finite: there is no NaN in a difference
 
 
 def at_least_single(values: Tensor) -> Tensor:
@@ -22,6 +26,17 @@ def at_temperature(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}; it must be above 0")
     return at_least_single(logits) / temperature
+
+
+def with_columns(logits: Tensor, batch: kdzoo.Batch, temperature: float) -> Tensor:
+    """Logits (B, C) whose softmax at a temperature has each class's probability times its
+    ``batch.columns``, renormalized; a sample's own class is left whole."""
+    if batch.columns is None:
+        return logits
+    values = at_least_single(logits)
+    moved = batch.columns.to(values.dtype).log().clamp_min(_GONE) * temperature
+    own = torch.nn.functional.one_hot(batch.targets, values.shape[1]).bool()
+    return values + torch.where(own, 0.0, moved)
 
 
 def refuse_unlike(student: Tensor, teacher: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
-from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike
+from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike, with_columns
 
 __all__ = ["DKD", "dkd_loss"]
 
@@ -73,6 +73,7 @@ class DKD(kdzoo.Loss):
 
     name = "dkd"
     default_warmup_epochs = 20
+    takes_columns = True
     invariances = frozenset({"identity", "shift", "duplication", "permutation"})
 
     class Params(kdzoo.Params):
@@ -90,13 +91,14 @@ class DKD(kdzoo.Loss):
 
     def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
         """See :meth:`kdzoo.Loss.forward`."""
+        temperature = self.params.temperature
         return dkd_loss(
-            student.logits,
-            teacher.logits,
+            with_columns(student.logits, batch, temperature),
+            with_columns(teacher.logits, batch, temperature),
             batch.targets,
             self.params.alpha,
             self.params.beta,
-            self.params.temperature,
+            temperature,
         )
 
 

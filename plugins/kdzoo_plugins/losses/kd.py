@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import kdzoo
-from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike
+from kdzoo_plugins.losses._precision import at_temperature, refuse_unlike, with_columns
 
 __all__ = ["KD", "kd_loss"]
 
@@ -48,6 +48,7 @@ class KD(kdzoo.Loss):
     name = "kd"
     default_weight = 0.9
     default_label_weight = 0.1
+    takes_columns = True
     invariances = frozenset({"identity", "shift", "duplication", "permutation"})
 
     class Params(kdzoo.Params):
@@ -59,7 +60,9 @@ class KD(kdzoo.Loss):
 
     def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
         """See :meth:`kdzoo.Loss.forward`."""
-        return kd_loss(student.logits, teacher.logits, self.params.temperature)
+        temperature = self.params.temperature
+        wanted = with_columns(teacher.logits, batch, temperature)
+        return kd_loss(with_columns(student.logits, batch, temperature), wanted, temperature)
 
 
 @kdzoo.hookimpl

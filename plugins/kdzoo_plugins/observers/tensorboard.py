@@ -25,7 +25,8 @@ class TensorBoard(kdzoo.Observer):
     """Losses, learning rate, accuracies, per-class curves as heat maps, the spec as text.
 
     Every point is at the number of steps done. A heat map has a row for each class and a column
-    for each epoch; white is 0 and red is 1 (for the gap to the baseline blue is -0.5, red +0.5).
+    for each epoch; white is 0 and red is 1 (for the gap to the baseline blue is -0.5, red +0.5; for
+    the policy's state white is warm-up, then taught, suspect and, in red, untaught).
     """
 
     name = "tensorboard"
@@ -62,6 +63,8 @@ class TensorBoard(kdzoo.Observer):
             maps["teacher"] = (curves.teacher, 0, 1)
             maps["agreement"] = (curves.agreement, 0, 1)
             maps["taught"] = (np.minimum(curves.teacher_weight, 1), 0, 1)
+            if curves.state is not None:
+                maps["state"] = (curves.state, 0, 3)
             untaught = [run.classes[c] for c in curves.untaught]
             self._writer.add_scalar("policy/untaught", len(untaught), record.step)
             self._writer.add_text("policy/untaught", ", ".join(untaught) or "none", record.step)

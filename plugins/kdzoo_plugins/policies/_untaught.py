@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 import kdzoo
 
-__all__ = ["UntaughtParams", "UntaughtWeights"]
+__all__ = [
+    "LabelParams",
+    "ListedPolicy",
+    "UntaughtParams",
+    "UntaughtPolicy",
+    "refuse_few_images",
+    "refuse_too_many",
+]
+
+Bools = npt.NDArray[np.bool_]
 
 _STEEPNESS = 5.0  # answered 1 % too seldom, a class's factor rises by 5 % an epoch
 _LEAST, _MOST = 0.01, 10.0  # of what gives the label terms their weight in the baseline
 
 
-class UntaughtParams(kdzoo.Params):
-    """What can be set about classes that are no longer taught."""
+class LabelParams(kdzoo.Params):
+    """What can be set about the label terms of classes that a policy has chosen."""
 
-    teacher_weight: float = kdzoo.Field(
-        0.0, ge=0, description="What untaught classes get of the teacher's terms."
-    )
     balance: bool = kdzoo.Field(
         True,
         description="Adjust the factor on their label terms after each epoch, so that each is "
         "answered as often as it comes.",
+    )
+    balance_on: Literal["training", "validation"] = kdzoo.Field(
+        "training", description="On which images the answers are counted."
     )
     label_weight: float | None = kdzoo.Field(
         None,
@@ -36,44 +46,83 @@ class UntaughtParams(kdzoo.Params):
     )
 
 
-class UntaughtWeights:
-    """The class weights under which some classes are not taught.
+class UntaughtParams(LabelParams):
+    """What can be set about classes that are no longer taught."""
+
+    teacher_weight: float = kdzoo.Field(
+        0.0, ge=0, le=1, description="What untaught classes get of the teacher's terms."
+    )
+    scope: Literal["samples", "column"] = kdzoo.Field(
+        "samples",
+        description="Where: in the classes' own samples, or also in the soft targets of all "
+        "others, where the class's column is taken out (or weighs `teacher_weight`) and the rest "
+        "renormalized.",
+    )
+
+
+class UntaughtPolicy(kdzoo.ClassPolicy):
+    """A policy under which some classes are not taught, as its :class:`UntaughtParams` say.
 
     A class that loses the teacher's terms is left with label terms that were meant to be a small
     part of its loss: it starves, and is answered too seldom. With all of its weight on them it is
     pulled harder than its neighbours, which still follow soft targets, and takes their images.
     Where between the two it keeps its share depends on the data. So the factor is steered by that
     share: after each epoch it is multiplied by (samples of the class / samples answered with the
-    class)^5, on the training images as they passed.
-
-    Args:
-        params: what these classes get instead.
-        setting: what the policy decides about.
-
-    Raises:
-        SpecError: there is no teacher, or nothing else to learn from.
+    class)^5.
     """
 
-    def __init__(self, params: UntaughtParams, setting: kdzoo.PolicySetting) -> None:
-        self._params = params
-        self._whole = setting.label_factor(params.teacher_weight)
+    @property
+    def needs_validation(self) -> bool:
+        """See :attr:`kdzoo.ClassPolicy.needs_validation`."""
+        params: LabelParams = self.params
+        return params.balance and params.balance_on == "validation"
+
+    @property
+    def left(self) -> float:
+        """What untaught classes get of the teacher's terms."""
+        params: UntaughtParams = self.params
+        return params.teacher_weight
+
+    @property
+    def sets_columns(self) -> bool:
+        """See :attr:`kdzoo.ClassPolicy.sets_columns`."""
+        params: UntaughtParams = self.params
+        return params.scope == "column"
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        """See :meth:`kdzoo.ClassPolicy.setup`."""
+        params: LabelParams = self.params
+        self._whole = setting.label_factor(self.left)
         first = params.label_weight
         if first is None:
             first = 1.0 if params.balance else self._whole
+        if params.balance and params.balance_on == "validation":
+            refuse_few_images(setting, 1, "validation")
         self._factors: npt.NDArray[np.float64] = np.full(len(setting.classes), first)
 
-    def __call__(self, untaught: npt.NDArray[np.bool_]) -> kdzoo.ClassWeights:
-        """The weights where ``untaught`` (C,) says which classes are not taught."""
+    def weights(
+        self, untaught: Bools, states: npt.NDArray[np.int64] | None = None
+    ) -> kdzoo.ClassWeights:
+        """The weights where ``untaught`` (C,) says which classes are not taught, and ``states``
+        (C,) more than that."""
+        if states is None:
+            states = np.where(untaught, kdzoo.ClassState.UNTAUGHT, kdzoo.ClassState.TAUGHT)
+        teacher = np.where(untaught, self.left, 1.0)
         return kdzoo.ClassWeights(
-            teacher=np.where(untaught, self._params.teacher_weight, 1.0),
+            teacher=teacher,
             label=np.where(untaught, self._factors, 1.0),
+            columns=teacher.copy() if self.sets_columns else None,
+            states=states,
         )
 
-    def steer(self, curves: kdzoo.TeachingCurves, untaught: npt.NDArray[np.bool_]) -> None:
+    def steer(self, curves: kdzoo.TeachingCurves, untaught: Bools) -> None:
         """After an epoch in which the classes in ``untaught`` (C,) were not taught."""
-        if not self._params.balance:
+        params: LabelParams = self.params
+        if not params.balance:
             return
-        samples, answered = curves.samples[-1], curves.predicted[-1]
+        counted = curves.validation if params.balance_on == "validation" else curves
+        assert counted is not None
+        samples, answered = counted.samples[-1], counted.predicted[-1]
         known = untaught & (samples > 0)
         share = np.where(known, np.maximum(answered, 1.0) / np.maximum(samples, 1.0), 1.0)
         factors = self._factors * share**-_STEEPNESS
@@ -81,9 +130,62 @@ class UntaughtWeights:
         self._factors = np.where(known, bounded, self._factors)
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors as they are now, for the policy's own state."""
+        """See :meth:`kdzoo.ClassPolicy.state_dict`."""
         return {"factors": self._factors.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """See :meth:`kdzoo.ClassPolicy.load_state_dict`."""
         self._factors = np.array(state["factors"], dtype=np.float64)
+
+
+class ListedPolicy(UntaughtPolicy):
+    """A policy that knows before the training which classes are not taught."""
+
+    @abstractmethod
+    def listed(self, setting: kdzoo.PolicySetting) -> Bools:
+        """(C,), which classes."""
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        """See :meth:`kdzoo.ClassPolicy.setup`."""
+        super().setup(setting)
+        self._listed = self.listed(setting)
+        refuse_too_many(int(self._listed.sum()), setting)
+
+    def initial(self, num_classes: int) -> kdzoo.ClassWeights:
+        """See :meth:`kdzoo.ClassPolicy.initial`."""
+        return self.weights(self._listed)
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        """See :meth:`kdzoo.ClassPolicy.update`."""
+        self.steer(curves, self._listed)
+        return self.weights(self._listed)
+
+
+def refuse_too_many(untaught: int, setting: kdzoo.PolicySetting) -> None:
+    """Raise a SpecError unless two classes at least are taught: one alone has nothing to be told
+    apart from."""
+    if len(setting.classes) - untaught < 2:
+        raise kdzoo.SpecError(
+            f"{untaught} of {len(setting.classes)} classes would not be taught; two at least must "
+            "be"
+        )
+
+
+def refuse_few_images(
+    setting: kdzoo.PolicySetting, least: int, which: Literal["training", "validation"]
+) -> None:
+    """Raise a SpecError where a class is known to have fewer images than are needed.
+
+    Args:
+        setting: what the policy decides about.
+        least: how many each class needs.
+        which: of which images.
+    """
+    counts = setting.samples if which == "training" else setting.validation
+    for name, count in zip(setting.classes, counts or (), strict=False):
+        if count < least:
+            more = "; raise `validation` in data" if which == "validation" else ""
+            raise kdzoo.SpecError(
+                f'class "{name}" has {count} {which} images, and {least} of each class are '
+                f"needed{more}"
+            )
