@@ -37,7 +37,7 @@ def main() -> None:
         "teacher": {"use": "mlp", "train": {"epochs": 1}},
         "student": "mlp",
         "losses": ["ce", "kd"],
-        "policy": {"use": "tllm", "start_epoch": 1},
+        "policy": {"use": "tllm", "signal": "residual", "start_epoch": 1},
         "train": {"epochs": args.epochs},
         "log_every": 1,
         "threads": args.threads,
