@@ -205,7 +205,9 @@ def interrupt(tmp_path: Path, presses: int) -> None:
     assert not Path(f"/proc/{helper}").exists()
     states = [trial.state for trial in trials(tmp_path)]
     assert TrialState.RUNNING not in states
-    assert states.count(TrialState.WAITING) == states.count(TrialState.FAIL)
+    waiting, failed = states.count(TrialState.WAITING), states.count(TrialState.FAIL)
+    # The second time nothing is waited for: a worker may end before it has queued its trial again.
+    assert waiting == failed if presses == 1 else waiting <= failed
 
 
 @pytest.mark.slow
