@@ -2,18 +2,19 @@
 
     python benchmarks/planted_signals.py > benchmarks/results/planted_signals.txt
 
-Ten classes are Gaussian clouds of ten features, in five pairs of siblings. The teacher answers the
-true posterior, but for two planted classes, b and f. It also sees what the student does not: a
-second draw of each image's features, and the class. For each kind of planting and each of ten seeds
-a baseline, plain KD, and tllm with each of its signals are trained. First it is measured whether
-plain KD harms the planted classes at all (test images; the interval is that of the mean over
-seeds, 95 %); then, which classes each signal has named. One thread; about eight minutes. The runs
-are kept in runs/planted-signals: it continues where it was cut off.
+The clouds are those of tests/installed/planted.py: ten classes in five pairs of siblings. The
+teacher answers the true posterior, but for two planted classes. It also sees what the student does
+not: a second draw of each image's features, and the class. For each kind of planting and each of
+ten seeds a baseline, plain KD, and tllm with each of its signals are trained. First it is measured
+whether plain KD harms the planted classes at all (test images; the interval is that of the mean
+over seeds, 95 %); then, which classes each signal has named. One thread; about eight minutes. The
+runs are kept in runs/planted-signals: it continues where it was cut off.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 
 import kdzoo
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "installed"))
+
+import planted
+from planted import CLASSES, FEATURES, PAIRS, RECIPE, SCALE, centres
+
 RUNS = Path("runs/planted-signals")
-CLASSES = tuple("abcdefghij")
-PAIRS = {"a": "h", "b": "c", "d": "e", "f": "g", "i": "j"}
-PLANTED = ("b", "f")
-HARD = ("i", "j")  # hard for teacher and student, in all kinds
-FEATURES = 10
-SCALE = 16.0  # pixel values a unit of feature
+PLANTED = tuple(planted.COLLAPSED)
+HARD = (planted.HARD, PAIRS[planted.HARD])  # hard for teacher and student, in all kinds
 SIGNALS = ("baseline", "residual", "agreement", "divergence", "cka")
 
 Kind = Literal["margin", "unseen", "wrong", "shuffled"]
@@ -41,17 +43,6 @@ KINDS: dict[Kind, str] = {
     "shuffled": "control: the teacher's outputs shuffled within the class",
 }
 CONTROLS = ("shuffled",)
-
-
-def centres() -> np.ndarray:
-    """(10, FEATURES): each pair has a direction of its own, and one that tells the two apart."""
-    places = np.zeros((10, FEATURES))
-    for axis, (name, sibling) in enumerate(PAIRS.items()):
-        apart = 1.3 if name in HARD else 2.5
-        for member, side in ((name, 0.5), (sibling, -0.5)):
-            places[CLASSES.index(member), axis] = 3.0
-            places[CLASSES.index(member), 5 + axis] = side * apart
-    return places
 
 
 class Clouds(kdzoo.DataSource):
@@ -179,13 +170,8 @@ def run(kind: Kind, seed: int, policy: Any) -> kdzoo.Report:
         "teacher": {"use": "planted-posterior", "kind": kind, "check": False},
         "student": {"use": "planted-perceptron", "width": 32},
         "baseline": True,
-        "train": {
-            "epochs": 10,
-            "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9},
-            "schedule": {"use": "multistep", "milestones": [8]},
-        },
-        "losses": [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9, "temperature": 4}],
         "policy": policy,
+        **RECIPE,
         "observers": [],
     }
     return kdzoo.run(spec, runs=RUNS).report

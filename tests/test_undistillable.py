@@ -34,13 +34,8 @@ def spec(seed: int, checkpoint: Path, policy: Any) -> dict[str, Any]:
         "teacher": {"use": "planted-teacher", "checkpoint": str(checkpoint)},
         "student": {"use": "planted-student", "width": 32},
         "baseline": True,
-        "train": {
-            "epochs": 10,
-            "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9},
-            "schedule": {"use": "multistep", "milestones": [8]},
-        },
-        "losses": [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9, "temperature": 4}],
         "policy": policy,
+        **planted.RECIPE,
         "observers": [],
     }
 

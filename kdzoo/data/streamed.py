@@ -71,8 +71,8 @@ class _StreamedSplit(Split):
         self._augmentation = augmentation
 
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
-        order = torch.arange(len(self))
-        return self._pass(torch.split(order, min(chunk, _PLAIN)), _plain)
+        step, order = min(chunk, _PLAIN), torch.arange(len(self))
+        return self._pass([order[i : i + step] for i in range(0, len(self), step)], _plain)
 
     def augmented(
         self, order: Tensor, sizes: Sequence[int], epoch: int

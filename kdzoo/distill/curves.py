@@ -48,7 +48,7 @@ class ClassCounts(nn.Module):
         baseline: Tensor | None,
         *,
         similarity: bool,
-    ) -> None:
+    ) -> Tensor:
         """Add one batch.
 
         Args:
@@ -57,6 +57,9 @@ class ClassCounts(nn.Module):
             teacher: what the teacher said; ``None`` if it was not asked.
             baseline: (B,), 1 where the baseline was right, else 0; ``None`` if that is not known.
             similarity: whether the features of student and teacher are compared.
+
+        Returns:
+            (B,), whether the student was right.
         """
         answer = student.logits.argmax(1)
         of_class, answered = (
@@ -69,7 +72,7 @@ class ClassCounts(nn.Module):
         self.sums[:, : len(columns)] += of_class.T @ _in_columns(columns)
         self.sums[:, _PREDICTED] += answered.sum(0)
         if teacher is None:
-            return
+            return right
         teachers_answer = teacher.logits.argmax(1)
         log_student = functional.log_softmax(student.logits.float(), 1)
         log_teacher = functional.log_softmax(teacher.logits.float(), 1)
@@ -80,6 +83,7 @@ class ClassCounts(nn.Module):
         if similarity and self.similarity is not None:
             x, y = student.features["penultimate"], teacher.features["penultimate"]
             self.similarity.record(targets, x, y)
+        return right
 
     def take(self) -> Tensor:
         """(C, 9), what was recorded since the last call, on the CPU."""
@@ -163,13 +167,12 @@ class CurveRecorder(nn.Module):
             similarity: whether the features of student and teacher are compared.
         """
         baseline = None
-        if indices is not None:
-            if self._kept is not None:
-                self._kept.record(indices, student.logits.argmax(1) == targets)
-            if self._baselines is not None:
-                baseline = self._baselines.now[indices]
+        if indices is not None and self._baselines is not None:
+            baseline = self._baselines.now[indices]
         counts = self.validation_images if validation else self.training_samples
-        counts.record(targets, student, teacher, baseline, similarity=similarity)
+        right = counts.record(targets, student, teacher, baseline, similarity=similarity)
+        if indices is not None and self._kept is not None:
+            self._kept.record(indices, right)
 
     @property
     def sums(self) -> list[Tensor]:

@@ -27,8 +27,7 @@ def best_trial(study: Study) -> FrozenTrial:
     """The best trial; of several objectives the one of the front that is best in the first."""
     if len(study.directions) == 1:
         return study.best_trial
-    sign = -1 if study.directions[0] == StudyDirection.MINIMIZE else 1
-    return max(study.best_trials, key=lambda trial: (sign * trial.values[0], -trial.number))
+    return ranked(study)[0]
 
 
 def ranked(study: Study) -> list[FrozenTrial]:

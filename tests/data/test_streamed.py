@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,21 +61,18 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
 
-@pytest.fixture(autouse=True)
-def other_tests_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are there before a test belong to fixtures of other files."""
-    monkeypatch.setattr(sys.modules[__name__], "OTHERS", set(_processes()))
-
-
 OTHERS: set[psutil.Process] = set()
 
 
+@pytest.fixture(autouse=True)
+def other_tests_processes() -> None:
+    """Those that are there before a test belong to fixtures of other files."""
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
 def children() -> list[psutil.Process]:
-    return [process for process in _processes() if process not in OTHERS]
-
-
-def _processes() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [p for p in psutil.Process().children(recursive=True) if p not in OTHERS]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +102,9 @@ def test_views_are_a_function_of_epoch_index_and_seed(root: Path) -> None:
     listed = kdzoo.ImageList(lambda row: image, str, targets, "")
     files = kdzoo.ImageFiles(listed, listed, ("a", "b"), memory_gb=0)
     at_once = load_images("one", files, torch.device("cpu"), cache=Path("unused"), workers=0)
-    seen = views(at_once.prepare(validation=0, split_seed=0, augment_seed=0))
+    images = at_once.prepare(validation=0, split_seed=0, augment_seed=0)
+    assert not list(images.validation.plain())
+    seen = views(images)
     assert len(seen.flatten(1).unique(dim=0)) == 4
 
 

@@ -20,6 +20,14 @@ COLLAPSED = {"b": "c", "f": "g"}
 HARD = "i"
 FEATURES = 10
 SCALE = 16.0  # pixel values a unit of feature
+RECIPE = {  # how students are taught here
+    "train": {
+        "epochs": 10,
+        "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9},
+        "schedule": {"use": "multistep", "milestones": [8]},
+    },
+    "losses": [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9, "temperature": 4}],
+}
 
 
 def centres() -> np.ndarray:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-__all__ = ["SequentialTest", "benjamini_hochberg"]
+__all__ = ["SequentialTest"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -61,8 +62,11 @@ class SequentialTest:
         whole = len(self._row) == self.patience
         values = np.minimum(price * np.max(self._row, 0), 1.0) if whole else np.ones_like(p)
         seen = np.minimum(np.minimum(price * p, 1.0), self._found)
-        found = benjamini_hochberg(np.minimum(values, self._found), self.rate)
-        return values, found, benjamini_hochberg(seen, self.rate)
+        found, expected = (
+            stats.false_discovery_control(p) <= self.rate
+            for p in (np.minimum(values, self._found), seen)
+        )
+        return values, found, expected
 
     def keep(self, values: Floats, classes: Bools) -> None:
         """These classes (C,) were acted upon, with the values of the look."""
@@ -81,13 +85,3 @@ class SequentialTest:
         self._looks = state["looks"]
         self._row = [np.array(p, dtype=np.float64) for p in state["row"]]
         self._found = np.array(state["found"], dtype=np.float64)
-
-
-def benjamini_hochberg(p: Floats, rate: float) -> Bools:
-    """(C,), which of the p values (C,) are discoveries at a rate of false ones."""
-    order = np.argsort(p, kind="stable")
-    below = p[order] <= rate * np.arange(1, len(p) + 1) / len(p)
-    count = int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
-    chosen: Bools = np.zeros(len(p), dtype=np.bool_)
-    chosen[order[:count]] = True
-    return chosen
