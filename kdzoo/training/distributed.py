@@ -36,7 +36,7 @@ log = logging.getLogger("kdzoo")
 
 _STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _LOOK = 0.05  # seconds between two looks at what the others say
-_STOPPING = 5.0  # seconds in which the others stop, when all are told to
+_STOPPING = 20.0  # seconds in which the others stop when all are told to; torchrun gives them 30
 _LEAVING = 30.0  # seconds that the others have to hear that all is done
 _PATIENCE = datetime.timedelta(hours=2)  # the first process evaluates while the others wait
 _FAILED = "failed"
