@@ -8,10 +8,8 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 import uuid
 import warnings
@@ -45,6 +43,7 @@ from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
 from kdzoo.tuning.hparams import write_hparams
+from kdzoo.tuning.interrupts import Interrupts
 from kdzoo.tuning.page import write_tuning_page
 from kdzoo.tuning.progress import Progress
 from kdzoo.tuning.search import (
@@ -196,7 +195,7 @@ class _Worker:
             self.study.sampler = make_sampler(tuning, stream(base[0].seed, "tune"))
         self.key = f"{socket.gethostname()}:{uuid.uuid4().hex}"
         self._claim = FileLock(self.directory / ".claim.lock")
-        self._stopping = False
+        self.interrupts = Interrupts()
         self._asked_to_stop = False
 
     @property
@@ -277,57 +276,42 @@ class _Worker:
 
     @contextlib.contextmanager
     def alive(self, others: Workers | None) -> Iterator[None]:
-        """A lock that this process holds while it lives, and nobody after it; the first Ctrl-C ends
-        the study after the epoch, the second at once.
+        """Hold a lock that is this process's while it lives, and nobody's after it; hear signals.
 
         Args:
-            others: who is to hear of it; ``None`` in one of them, which hears of no Ctrl-C itself.
+            others: the processes that this one has started; ``None`` in one of them.
         """
-
-        def stop(number: int, frame: Any) -> None:
-            if others is not None:
-                others.stop()
-            if self._stopping:
-                raise KeyboardInterrupt
-            self._stopping = True
-            if others is not None:
-                say.info("stopping after this epoch; once more: at once")
-
-        heard = (signal.SIGTERM,) if others is None else (signal.SIGINT, signal.SIGTERM)
-        with FileLock(self.directory / ".workers" / self.key.partition(":")[2]):
-            if threading.current_thread() is not threading.main_thread():
-                yield
-                return
-            before = {number: signal.signal(number, stop) for number in heard}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        lock = FileLock(self.directory / ".workers" / self.key.partition(":")[2])
+        with lock, self.interrupts.listen(others):
+            yield
 
     def work(self) -> None:
         """Run trials until the study has as many as it should."""
-        while not self._stopping:
-            self._revive()
-            room, running = self._room()
-            if not room and not running:
-                return
+        while True:
+            self.interrupts.check()
+            with self.interrupts.deferred():
+                self._revive()
+                room, running = self._room()
+                if room and not self._optimize():
+                    return  # the sampler has nothing left to try
             if not room:
+                if not running:
+                    return
                 time.sleep(_POLL)  # another worker may die, and its trial be left to this one
-                continue
-            self._asked_to_stop = False
-            try:
-                self.study.optimize(self._trial, callbacks=[self._next], catch=(_FailedError,))
-            finally:
-                self._claim.release(force=True)
-            if not self._asked_to_stop:
-                return  # the sampler has nothing left to try
-        raise KeyboardInterrupt
+
+    def _optimize(self) -> bool:
+        """Run trials while there is room: whether more could follow."""
+        self._asked_to_stop = False
+        try:
+            self.study.optimize(self._trial, callbacks=[self._next], catch=(_FailedError,))
+        finally:
+            self._claim.release(force=True)
+        return self._asked_to_stop
 
     def _next(self, study: Study, trial: FrozenTrial) -> None:
         with self._claim:
             write_hparams(self.directory, study)
-        if self._stopping or not self._room()[0]:
+        if self.interrupts.stopping or not self._room()[0]:
             self._asked_to_stop = True
             study.stop()
 
@@ -389,7 +373,8 @@ class _Worker:
             watch = _Watch(self, trial, len(specs))
             for place, one in enumerate(specs):
                 watch.seed = place
-                directory = self.sessions.train(one, watch)
+                with self.interrupts.immediate():
+                    directory = self.sessions.train(one, watch)
                 watch.trained(one, directory)
             return tuple(float(v) for v in np.mean(watch.finals, axis=0))
         except optuna.TrialPruned:
@@ -465,15 +450,17 @@ class _Watch:
 
     def begin(self, role: str) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
-        self._show(f"{role} begins")
-        self._go_on()
+        with self.worker.interrupts.deferred():
+            self._show(f"{role} begins")
+        self.worker.interrupts.check()
 
     def epoch(self, info: RunInfo, validation: Sequence[Sequence[int]]) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
-        self._show(f"{info.role} {len(validation)}/{info.epochs}")
-        self._go_on()
-        if info.role == "student" and self._prunes and not self._by_seed:
-            self._report(info.epochs, [np.array(one) for one in validation], None)
+        with self.worker.interrupts.deferred():
+            self._show(f"{info.role} {len(validation)}/{info.epochs}")
+            self.worker.interrupts.check()
+            if info.role == "student" and self._prunes and not self._by_seed:
+                self._report(info.epochs, [np.array(one) for one in validation], None)
 
     def trained(self, spec: Spec, directory: RunDirectory) -> None:
         """A seed's run is through; it may have been so before this trial began."""
@@ -530,10 +517,6 @@ class _Watch:
             self._shown = time.monotonic()
             which = f"seed {self.seed + 1}, " if self.worker.seeds > 1 else ""
             self.trial.set_user_attr("doing", which + doing)
-
-    def _go_on(self) -> None:
-        if self.worker._stopping:
-            raise KeyboardInterrupt
 
 
 def _held(lock: Path) -> bool:
