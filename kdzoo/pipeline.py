@@ -291,6 +291,7 @@ class _Session:
         self.workers = spec.data.workers
         if self.workers is None and processes().count > 1:  # they share the machine's cores
             self.workers = max(cores() // processes().local_count, 1)
+        self.stored = ""  # what was said last of the teacher's outputs
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
 
@@ -450,6 +451,11 @@ class Sessions:
         finishes: found by the same hash, in the same directory."""
         with _threads(spec):
             return self.of(spec).train(spec, "student", watch)
+
+    @property
+    def stored(self) -> str:
+        """What was said last of the stored outputs of a teacher; empty where there are none."""
+        return next((one.stored for one in self._sessions.values() if one.stored), "")
 
     def directory(self, spec: Spec) -> RunDirectory:
         """Where a run is, or would be."""
@@ -624,8 +630,12 @@ class _Plan:
             )
             curves = trainer.fit(beginning.info, beginning.start)
         if store is not None:
-            log.info("outputs of the teacher: %s", store.describe())
+            self._say_of_store(f"outputs of the teacher: {store.describe()}")
         return trainer, curves
+
+    def _say_of_store(self, said: str) -> None:
+        self.session.stored = said
+        log.info("%s", said)
 
     def _store(self) -> TeacherStore | None:
         """Where the teacher's outputs are kept, if they are.
@@ -638,7 +648,7 @@ class _Plan:
         if not self.spec.store_gb:
             return None
         if reason is not None:
-            log.info("the teacher's outputs are not stored: %s", reason)
+            self._say_of_store(f"the teacher's outputs are not stored: {reason}")
             return None
         teacher = self._teacher_recipe()
         about = {

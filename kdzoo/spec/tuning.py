@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,16 +52,20 @@ _ENTRIES: dict[str, type[Entry]] = {
 _NOT_TUNED = {
     "baseline": "it is no setting",
     "data": "what is measured would change with it",
+    "data.root": "what is measured would change with it",
     "data.split_seed": "what is measured would change with it",
     "data.use": "what is measured would change with it",
     "data.validation": "what is measured would change with it",
+    "data.workers": "it is no setting",
     "data_seed": "list `seeds` instead: each trial is the mean over them",
     "device": "it is no setting",
     "log_every": "it is no setting",
     "name": "it is no setting",
     "observers": "they are no setting",
     "seed": "list `seeds` instead: each trial is the mean over them",
+    "store_gb": "it is no setting",
     "threads": "it is no setting",
+    "train.compile": "it is no setting",
 }
 
 
@@ -131,7 +136,7 @@ class Tuning:
     space: Mapping[str, Domain]
     origins: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def base(self) -> tuple[Spec, ...]:
         """The spec as it is, once for each seed."""
         return read_documents(expand(self.document), self.parents)
@@ -153,6 +158,15 @@ class Tuning:
             SpecError: they cannot stand together.
         """
         return read_documents(expand(self.derive(_taken_from(values))), self.parents)
+
+    def longest(self) -> int:
+        """The epochs of the longest run that a trial may have."""
+        most = {
+            key: max(d.choices) if isinstance(d, Choices) and _numbers(d.choices) else d.ends[-1]
+            for key, d in self.space.items()
+        }
+        combinations = _combinations(self.space)
+        return max(self.specs({**most, **fixed})[0].epochs for fixed in combinations)
 
     def structures(self) -> Iterator[tuple[Spec, ...]]:
         """The specs with each combination of the components that other keys lie below, and with
@@ -372,6 +386,10 @@ def _combinations(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
     above = {k: d for k, d in space.items() if any(o.startswith(f"{k}.") for o in space)}
     for combination in itertools.product(*(domain.ends for domain in above.values())):
         yield dict(zip(above, combination, strict=True))
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _asked(document: Document, key: str, space: Mapping[str, Domain]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from kdzoo.extend.registry import REGISTERED, registry
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["environment", "keep_environment"]
+__all__ = ["environment", "keep_environment", "read_environment"]
 
 log = logging.getLogger("kdzoo")
 
@@ -50,10 +50,7 @@ def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
     if not directory.environment.exists():
         directory.write(directory.environment, json.dumps(now, indent=2).encode())
         return
-    try:
-        before = json.loads(directory.environment.read_bytes())
-    except ValueError:
-        before = {}
+    before = read_environment(directory)
     for key, value in _flat(now).items():
         was = _flat(before).get(key)
         if was != value:
@@ -67,10 +64,17 @@ def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
             )
 
 
-def _flat(record: Any) -> dict[str, Any]:
-    """The versions beside the rest, for a message about one of them."""
-    if not isinstance(record, dict):
+def read_environment(directory: RunDirectory) -> dict[str, Any]:
+    """The environment in which a run began; nothing where the file is damaged."""
+    try:
+        kept = json.loads(directory.environment.read_bytes())
+    except ValueError:
         return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The versions beside the rest, for a message about one of them."""
     versions = record.get("versions")
     rest = {key: value for key, value in record.items() if key != "versions"}
     return {**rest, **(versions if isinstance(versions, dict) else {})}

@@ -23,6 +23,7 @@ from kdzoo.tuning.trials import best_trial, importances_of, number, ranked, runs
 __all__ = ["write_tuning_page"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 704.0, 16.0, 200.0  # the area of a wide plot, in its units
+_CURVES = 40  # of trials that are drawn: more cannot be told apart, and make the page heavy
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """A trial across parallel axes.
+    """A trial across parallel axes, or over its epochs.
 
     Attributes:
         path: the data of its SVG path.
@@ -65,13 +66,15 @@ class Plot:
         y: the same of the vertical one.
         marks: the trials.
         line: the data of a path through them, if there is one.
+        lines: trials that have many values each.
     """
 
     title: str
     x: tuple[tuple[str, float], ...]
     y: tuple[tuple[str, float], ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[Mark, ...] = ()
     line: str = ""
+    lines: tuple[Line, ...] = ()
 
 
 class _Axis:
@@ -103,19 +106,20 @@ class _Axis:
         return tuple((words(v), self.place(v)) for v in dict.fromkeys(shown))
 
 
-def write_tuning_page(directory: Path, study: Study, final: Path) -> None:
+def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool) -> None:
     """Write the report on a study.
 
     Args:
         directory: the study's.
         study: Optuna's; a trial of it is complete.
         final: the directory of what was trained with the best setting: a run, or several.
+        again: whether that is not the best trial itself.
     """
     place = RunDirectory(directory)
     names: list[str] = study.user_attrs["objective"]
     trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    again = runs_again(trials)
-    trials = [trial for trial in trials if trial.number not in again]
+    cut_off = runs_again(trials)
+    trials = [trial for trial in trials if trial.number not in cut_off]
     order = {trial.number: rank for rank, trial in enumerate(ranked(study))}
     trials.sort(key=lambda trial: (order.get(trial.number, math.inf), trial.number))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
@@ -142,6 +146,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path) -> None:
         sections=[
             ("trials", "Trials"),
             ("history", "History"),
+            *([("curves", "Epoch by epoch")] if _curved(trials) else []),
             ("importances", "Importances"),
             ("slices", "Param by param"),
             ("parallel", "Together"),
@@ -165,6 +170,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path) -> None:
             for trial in trials
         ],
         histories=[_history(study, i, complete, front) for i in range(len(names))],
+        curves=_curves(names[0], _curved(trials), front),
         importances=importances,
         slices=[
             _slice(name, i, key, complete, front) for i, name in enumerate(names) for key in keys
@@ -175,6 +181,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path) -> None:
             for pair in itertools.combinations(range(len(names)), 2)
         ],
         final=(final.name, f"{_relative(final, directory)}/{place.page.name}"),
+        again=again,
     )
     place.write(place.report, json.dumps(report, indent=2).encode() + b"\n")
     place.write(place.table, _csv(trials, names, keys))
@@ -233,12 +240,39 @@ def _history(study: Study, which: int, complete: Sequence[FrozenTrial], front: s
     )
 
 
+def _curved(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that said more than once how they did, the best ones first."""
+    return [trial for trial in trials if len(trial.intermediate_values) > 1]
+
+
+def _curves(name: str, trials: Sequence[FrozenTrial], best: set[int]) -> Plot:
+    """What the trials said as they went, the best one above the others."""
+    drawn = trials[:_CURVES]
+    if not drawn:
+        return Plot("", (), ())
+    steps = sorted({step for trial in drawn for step in trial.intermediate_values})
+    x = _Axis(steps, _LEFT, _RIGHT)
+    y = _Axis([v for trial in drawn for v in trial.intermediate_values.values()], _BOTTOM, _TOP)
+    lines = []
+    for trial in sorted(drawn, key=lambda trial: trial.number in best):
+        points = sorted(trial.intermediate_values.items())
+        path = "M" + "L".join(f"{x.place(step)} {y.place(value)}" for step, value in points)
+        lines.append(Line(path, trial.number in best))
+    which = f" of {len(drawn)} trials of {len(trials)}" if len(drawn) < len(trials) else ""
+    return Plot(
+        f"{name}{which} by epoch, over all seeds",
+        x.ticks(str),
+        y.ticks(lambda value: number(name, value)),
+        lines=tuple(lines),
+    )
+
+
 def _slice(
     name: str, which: int, key: str, complete: Sequence[FrozenTrial], front: set[int]
 ) -> Plot:
     trials = [trial for trial in complete if key in trial.params]
     if not trials:
-        return Plot(f"{name} by {key}", (), (), ())
+        return Plot(f"{name} by {key}", (), ())
     x = _Axis([trial.params[key] for trial in trials], 52, 250, _is_log(trials, key))
     y = _Axis([trial.values[which] for trial in trials], 110, 14)
     return Plot(

@@ -80,18 +80,26 @@ def count_trials(tuning: Tuning) -> int:
     return min(tuning.tune.trials, math.prod(len(points) for points in _grids(tuning).values()))
 
 
-def make_pruner(tuning: Tuning, epochs: int, seeds: int) -> BasePruner:
+def make_pruner(tuning: Tuning) -> BasePruner:
     """The pruner of a study.
 
     Raises:
         SpecError: Optuna has no such pruner, it does not take these arguments, or has no use here.
     """
-    entry, several = tuning.tune.pruner, len(tuning.tune.objective) > 1
+    entry, objective, seeds = tuning.tune.pruner, tuning.tune.objective, len(tuning.base)
+    late = objective == ("hurt_classes",)
     if entry is None:
-        return optuna.pruners.NopPruner() if several else optuna.pruners.MedianPruner()
-    if several and plain(entry.use) != "nop":
+        pruned = len(objective) == 1 and not late
+        return optuna.pruners.MedianPruner() if pruned else optuna.pruners.NopPruner()
+    if len(objective) > 1 and plain(entry.use) != "nop":
         raise SpecError("tune.pruner: Optuna prunes by one objective only; remove it")
-    extra = {"max_resource": epochs} if plain(entry.use) == "hyperband" else {}
+    if late and plain(entry.use) not in ("nop", "wilcoxon"):
+        raise SpecError(
+            "tune.pruner: hurt_classes are counted when a seed's run is through, not after each "
+            "epoch; only wilcoxon can prune by them"
+        )
+    last = tuning.longest() * seeds
+    extra = {"max_resource": last} if plain(entry.use) == "hyperband" else {}
     made: BasePruner = _made("pruner", entry, _PRUNERS, extra)
     if plain(entry.use) == "wilcoxon":
         threshold = entry.arguments.get("p_threshold", 0.1)
@@ -121,8 +129,10 @@ def open_storage(where: str, heartbeat: int) -> BaseStorage:
     try:
         url = sqlalchemy.make_url(where)
         said = url.render_as_string(hide_password=True)
-        connect: dict[str, Any] = {"timeout": 60}
-        if url.get_backend_name() in ("postgresql", "postgres"):
+        connect: dict[str, Any] = {}
+        if url.get_backend_name() == "sqlite":
+            connect = {"timeout": 60}
+        elif url.get_backend_name() in ("postgresql", "postgres"):
             connect = {"connect_timeout": 10}
             if url.drivername in ("postgresql", "postgres"):
                 url = url.set(drivername="postgresql+psycopg")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
-import os
 import socket
 import sys
 import time
@@ -23,6 +23,8 @@ import numpy as np
 import optuna
 import torch
 from filelock import FileLock, Timeout
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import JournalStorage, fail_stale_trials
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -32,7 +34,7 @@ from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, 
 from kdzoo.extend.contracts import RunInfo
 from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
-from kdzoo.pipeline import Run, Sessions, run, run_study
+from kdzoo.pipeline import Run, Sessions, run_study
 from kdzoo.pipeline import Study as Runs
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec
@@ -42,6 +44,8 @@ from kdzoo.spec.tuning import Tuning, read_tuning
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
+from kdzoo.training.environment import read_environment
+from kdzoo.training.evaluate import Ints
 from kdzoo.tuning.hparams import write_hparams
 from kdzoo.tuning.interrupts import Interrupts
 from kdzoo.tuning.page import write_tuning_page
@@ -126,8 +130,11 @@ def tune(
             worker.work()
         best = worker.best()
         worker.keep_best(best)
+        if said := worker.sessions.stored:
+            say.info("%s", said)
     final = worker.finish(best)
-    write_tuning_page(worker.directory, worker.study, final.directory)
+    again = any(_whole(one) != one for one in worker.specs_of(best))
+    write_tuning_page(worker.directory, worker.study, final.directory, again=again)
     return Tuned(worker.directory, worker.study, best, final)
 
 
@@ -175,12 +182,11 @@ class _Worker:
         self.identity = hashlib.sha256(text.encode()).hexdigest()[:10]
         self.name = base[0].name
         self.directory = runs / f"{self.name}-tune-{self.identity}"
-        new = not any(self.directory.glob("study.db"))
-        if resume and tuning.tune.storage is None and new:
+        there = (self.directory / "study.db").exists()
+        if resume and tuning.tune.storage is None and not there:
             raise RunError(f"{self.directory}: there is no study to go on with; leave --resume out")
         # All that can be wrong is found before anything is trained.
-        self.pruner = make_pruner(tuning, base[0].epochs, self.seeds)
-        make_sampler(tuning, 0)
+        self.pruner = make_pruner(tuning)
         self.trials = count_trials(tuning)
         self._rehearse()
         self.sessions.put_together(one for specs in tuning.structures() for one in specs[:1])
@@ -189,14 +195,14 @@ class _Worker:
         except OSError as error:
             raise RunError(f"{self.directory}: cannot be made: {error.strerror}") from error
         self.study = self._open(resume)
-        known = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = make_sampler(tuning, stream(base[0].seed, "tune", known, os.getpid()))
-        if not known:
-            self.study.sampler = make_sampler(tuning, stream(base[0].seed, "tune"))
-        self.key = f"{socket.gethostname()}:{uuid.uuid4().hex}"
+        # Another worker finds us dead where nobody holds this lock. Its path names us, too.
+        self._lock = FileLock(self.directory.resolve() / ".workers" / uuid.uuid4().hex)
+        self.key = f"{socket.gethostname()}:{self._lock.lock_file}"
         self._claim = FileLock(self.directory / ".claim.lock")
+        self.study.sampler = make_sampler(tuning, self._sampler_seed())
         self.interrupts = Interrupts()
         self._asked_to_stop = False
+        self._waited_for: set[int] = set()
 
     @property
     def directions(self) -> list[StudyDirection]:
@@ -240,21 +246,32 @@ class _Worker:
             raise RunError(f"the storage cannot be used: {error}") from error
         return study
 
+    def _sampler_seed(self) -> int:
+        """The spec's own for the first worker of a study that one machine keeps, so that the study
+        can be repeated. Others would draw the same, and so would all of them in a database that
+        several machines open at once."""
+        seed, own = self.tuning.base[0].seed, uuid.uuid4().int
+        where = self.tuning.tune.storage or ""
+        with self._claim:
+            if "first" in self.study.user_attrs or ("://" in where and "sqlite" not in where):
+                return stream(seed, "tune", own)
+            self.study.set_user_attr("first", self.key)
+            return stream(seed, "tune")
+
     def _rehearse(self) -> None:
         """Ask the sampler for trials whose values are made up, so that what it cannot do is found
         before anything is trained."""
-        with _quiet():
-            study = optuna.create_study(
-                directions=self.directions, sampler=make_sampler(self.tuning, 0), pruner=self.pruner
-            )
-            try:
-                study.optimize(self._made_up, n_trials=12)
-            except KdzooError:
-                raise
-            except Exception as error:
-                sampler, pruner = self.tuning.tune.sampler, self.tuning.tune.pruner
-                both = f"sampler {sampler.use}" + (f", pruner {pruner.use}" if pruner else "")
-                raise SpecError(f"tune: cannot work so ({both}): {error}") from error
+        study = optuna.create_study(
+            directions=self.directions, sampler=make_sampler(self.tuning, 0), pruner=self.pruner
+        )
+        try:
+            study.optimize(self._made_up, n_trials=12)
+        except KdzooError:
+            raise
+        except Exception as error:
+            sampler, pruner = self.tuning.tune.sampler, self.tuning.tune.pruner
+            both = f"sampler {sampler.use}" + (f", pruner {pruner.use}" if pruner else "")
+            raise SpecError(f"tune: cannot work so ({both}): {error}") from error
 
     def _made_up(self, trial: Trial) -> list[float]:
         self._choose(trial)
@@ -281,8 +298,7 @@ class _Worker:
         Args:
             others: the processes that this one has started; ``None`` in one of them.
         """
-        lock = FileLock(self.directory / ".workers" / self.key.partition(":")[2])
-        with lock, self.interrupts.listen(others):
+        with self._lock, self.interrupts.listen(others):
             yield
 
     def work(self) -> None:
@@ -294,6 +310,8 @@ class _Worker:
                 room, running = self._room()
                 if room and not self._optimize():
                     return  # the sampler has nothing left to try
+                if not room and running:
+                    self._tell_of_waiting()
             if not room:
                 if not running:
                     return
@@ -304,6 +322,11 @@ class _Worker:
         self._asked_to_stop = False
         try:
             self.study.optimize(self._trial, callbacks=[self._next], catch=(_FailedError,))
+        except ValueError as error:
+            if not str(error).startswith("Cannot tell a"):  # Optuna has no class for it
+                raise
+            say.warning("this worker was silent for too long: another one took its trial over")
+            return True
         finally:
             self._claim.release(force=True)
         return self._asked_to_stop
@@ -327,22 +350,34 @@ class _Worker:
         return False, running
 
     def _revive(self) -> None:
-        """Queue trials of this machine again whose worker is dead."""
-        host = socket.gethostname()
+        """Queue trials again whose worker is dead. A database knows by its heartbeat; of a worker
+        on this machine its lock knows at once."""
+        fail_stale_trials(self.study)
+        host = f"{socket.gethostname()}:"
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            owner = trial.user_attrs.get("worker")
-            if owner is None:
+            owner = trial.user_attrs.get("worker", "")
+            if not owner:
                 begun = trial.datetime_start
                 dead = begun is not None and time.time() - begun.timestamp() > _ORPHAN
             else:
-                where, _, key = owner.partition(":")
-                dead = (
-                    where == host
-                    and owner != self.key
-                    and not _held(self.directory / ".workers" / key)
-                )
+                lock = Path(owner.removeprefix(host))
+                dead = owner != self.key and owner.startswith(host) and _let_go(lock)
             if dead:
                 self._bury(trial.number)
+
+    def _tell_of_waiting(self) -> None:
+        """Say once of each trial that it is waited for, where nobody would notice a dead worker."""
+        if not isinstance(self.study._storage, JournalStorage):
+            return
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            host = trial.user_attrs.get("worker", "").partition(":")[0]
+            if host and host != socket.gethostname() and trial.number not in self._waited_for:
+                self._waited_for.add(trial.number)
+                say.info(
+                    "waiting for trial %d on %s; a journal does not know whether it still runs",
+                    trial.number,
+                    host,
+                )
 
     def _bury(self, number: int) -> None:
         """Queue a dead worker's trial again, unless another process just did."""
@@ -355,7 +390,6 @@ class _Worker:
     def _trial(self, trial: Trial) -> tuple[float, ...]:
         trial.set_user_attr("worker", self.key)
         self._claim.release(force=True)
-        trial.set_user_attr("threads", self.threads)
         values = self._choose(trial)
         try:
             specs = [
@@ -376,9 +410,13 @@ class _Worker:
                 with self.interrupts.immediate():
                     directory = self.sessions.train(one, watch)
                 watch.trained(one, directory)
+            threads = read_environment(directory).get("threads", self.threads)
+            trial.set_user_attr("threads", threads)  # it may have been begun with others
             return tuple(float(v) for v in np.mean(watch.finals, axis=0))
         except optuna.TrialPruned:
             raise
+        except UpdateFinishedTrialError as error:  # another worker took it over
+            raise _FailedError from error
         except NonFiniteError as error:
             trial.set_user_attr("reason", str(error))
             raise optuna.TrialPruned from error
@@ -421,12 +459,11 @@ class _Worker:
 
     def finish(self, trial: FrozenTrial) -> Run | Runs:
         """Train the best setting again on all training images, and test it."""
-        specs = tuple(
-            one.model_copy(update={"data": one.data.model_copy(update={"validation": 0.0})})
-            for one in self.specs_of(trial)
-        )
+        specs = tuple(_whole(one) for one in self.specs_of(trial))
+        if len(specs) == 1:
+            return self.sessions.do(specs[0], wait=True)
         data = YAML(typ="safe", pure=True).load(_dumped(specs))
-        return (run if len(specs) == 1 else run_study)(data, runs=self.runs)
+        return run_study(data, runs=self.runs)
 
 
 class _FailedError(Exception):
@@ -446,7 +483,8 @@ class _Watch:
         self._shown = -math.inf
         pruner = worker.tuning.tune.pruner
         self._by_seed = pruner is not None and plain(pruner.use) == "wilcoxon"
-        self._prunes = len(worker.tuning.tune.objective) == 1
+        objective = worker.tuning.tune.objective
+        self._prunes = len(objective) == 1 and (self._by_seed or objective != ("hurt_classes",))
 
     def begin(self, role: str) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
@@ -460,7 +498,7 @@ class _Watch:
             self._show(f"{info.role} {len(validation)}/{info.epochs}")
             self.worker.interrupts.check()
             if info.role == "student" and self._prunes and not self._by_seed:
-                self._report(info.epochs, [np.array(one) for one in validation], None)
+                self._report(info.epochs, [np.array(one) for one in validation])
 
     def trained(self, spec: Spec, directory: RunDirectory) -> None:
         """A seed's run is through; it may have been so before this trial began."""
@@ -473,19 +511,16 @@ class _Watch:
             other = Checkpoint.load(sessions.directory(baseline_spec(spec)))
             assert other is not None
             baseline = np.array(other.validation[-1])
-        self.images = sessions.validation_images(spec)[1]
-        if self._prunes and not self._by_seed and baseline is None:
-            self._report(len(correct), correct, None)
+        if self._prunes and not self._by_seed:
+            self._report(len(correct), correct)
         self.finals.append(self._values(correct[-1], baseline))
         if self._prunes and self._by_seed:
             self._tell(self.seed, self.finals[-1][0])
 
-    def _report(self, epochs: int, validation: list[Any], baseline: Any) -> None:
-        if "hurt_classes" in self.worker.tuning.tune.objective:
-            return  # the baseline's numbers are read when the run is through
+    def _report(self, epochs: int, validation: list[Any]) -> None:
         for number, correct in enumerate(validation):
             before = [final[0] for final in self.finals]
-            value = float(np.mean([*before, self._values(correct, baseline)[0]]))
+            value = float(np.mean([*before, self._values(correct, None)[0]]))
             self._tell(self.seed * epochs + number + 1, value)
 
     def _tell(self, step: int, value: float) -> None:
@@ -496,11 +531,13 @@ class _Watch:
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
+    @functools.cached_property
+    def _images(self) -> Ints:
+        """(C,), the validation images; which they are does not change within a study."""
+        return self.worker.sessions.validation_images(self.worker.tuning.base[0])[1]
+
     def _values(self, correct: Any, baseline: Any) -> tuple[float, ...]:
-        images = getattr(self, "images", None)
-        if images is None:
-            spec = self.worker.tuning.base[0]
-            images = self.images = self.worker.sessions.validation_images(spec)[1]
+        images = self._images
         known = images > 0
         shares = np.sort(correct[known] / images[known])
         values = {
@@ -519,14 +556,23 @@ class _Watch:
             self.trial.set_user_attr("doing", which + doing)
 
 
-def _held(lock: Path) -> bool:
+def _whole(spec: Spec) -> Spec:
+    """The spec with all its training images, unless a policy decides by the others."""
+    policies = [stage.policy for stage in spec.stages]
+    if any(registry().make("policy", p.use, p.params).needs_validation for p in policies):
+        return spec
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"validation": 0.0})})
+
+
+def _let_go(lock: Path) -> bool:
+    """Whether a worker's lock is there, and nobody's: where it is not, nothing is known."""
     if not lock.exists():
         return False
     try:
         with FileLock(lock, timeout=0):
-            return False
+            return True
     except Timeout:
-        return True
+        return False
 
 
 def _silent(spec: Spec) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from pictures import write_pictures
 from ruamel.yaml import YAML
 from torch import Tensor, distributed, nn
 
@@ -259,6 +260,22 @@ def test_a_lost_process_ends_the_run_which_then_goes_on_alone(
     gone_on = kdzoo.run(part, runs=tmp_path / "runs")
     assert gone_on.report.epochs == done + 1
     assert_same_student(whole.directory, gone_on.directory)
+
+
+@pytest.mark.slow
+def test_streamed_images_in_two_processes(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Each reads its own part of a batch, and no crop depends on who reads it."""
+    root = write_pictures(tmp_path / "pictures")
+    data = {"use": "image-folder", "root": str(root), "size": 12, "memory_gb": 0, "workers": 1}
+    losses = [*tiny["losses"], {"use": "crd", "negatives": 8}]
+    spec = {**tiny, "data": {**data, "validation": 0.25}, "losses": losses, "policy": "all"}
+    process = start(tmp_path, spec)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    alone = kdzoo.run({**spec, "data": {**spec["data"], "workers": 0}}, runs=tmp_path / "alone")
+    (directory,) = tmp_path.glob("runs/tiny-??????????")
+    assert directory.name == alone.directory.name
+    assert_same_student(alone.directory, directory)
 
 
 FAILS = '''

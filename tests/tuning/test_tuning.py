@@ -12,6 +12,7 @@ import pytest
 import kdzoo
 from kdzoo.spec.read import read_spec
 from kdzoo.spec.tuning import read_tuning
+from kdzoo.tuning.search import make_pruner
 
 SPACE = {
     "losses.kd.temperature": {"low": 1, "high": 10},
@@ -47,6 +48,99 @@ def test_a_study_tests_the_best_trial_alone(tmp_path: Path, tuned: dict[str, Any
     assert again.directory != done.final.directory
 
 
+def test_best_yaml_gives_the_best_trials_student_again(
+    tmp_path: Path, tuned: dict[str, Any]
+) -> None:
+    done = kdzoo.tune({**tuned, "threads": 1}, runs=tmp_path)
+    again = kdzoo.run(done.directory / "best.yaml", runs=tmp_path / "elsewhere")
+    trained = tmp_path / done.best.user_attrs["runs"][0]
+    one, other = ((path / "student.safetensors") for path in (trained, again.directory))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_policy_that_reads_validation_images_keeps_them(
+    tmp_path: Path, tuned: dict[str, Any]
+) -> None:
+    """There is nothing to train again: the best trial itself is tested."""
+    policy = {"use": "tllm", "start_epoch": 1, "source": "validation"}
+    tune = {"space": {"losses.kd.temperature": {"low": 1, "high": 10}}, "trials": 2}
+    data = {**tuned["data"], "per_class": 48}
+    done = kdzoo.tune({**tuned, "data": data, "policy": policy, "tune": tune}, runs=tmp_path)
+    assert isinstance(done.final, kdzoo.Run)
+    assert [done.final.directory.name] == done.best.user_attrs["runs"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "highest"),
+    [
+        (["worst_class"], [1.0]),
+        (["worst_tenth"], [1.0]),
+        (["hurt_classes"], [10.0]),
+        (["accuracy", "hurt_classes"], [1.0, 10.0]),
+    ],
+)
+def test_each_objective_over_seeds(
+    tmp_path: Path, tuned: dict[str, Any], objective: list[str], highest: list[float]
+) -> None:
+    tuned.pop("seed", None)
+    tune = {**tuned["tune"], "objective": objective, "trials": 2, "pruner": {"use": "nop"}}
+    done = kdzoo.tune({**tuned, "seeds": [0, 1], "tune": tune}, runs=tmp_path)
+    for trial in done.study.get_trials():
+        assert len(trial.user_attrs["runs"]) == 2
+        assert all(0 <= v <= high for v, high in zip(trial.values, highest, strict=True))
+    assert isinstance(done.final, kdzoo.Study)
+    signs = [-1 if name == "hurt_classes" else 1 for name in objective]
+    assert [d.name for d in done.study.directions] == [
+        "MINIMIZE" if sign < 0 else "MAXIMIZE" for sign in signs
+    ]
+    first = [signs[0] * trial.values[0] for trial in done.study.get_trials()]
+    assert signs[0] * done.best.values[0] == max(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["random", "gp", "cma-es", "nsga-ii", "qmc"])
+def test_each_sampler_searches(tmp_path: Path, tuned: dict[str, Any], sampler: str) -> None:
+    temperature = {"losses.kd.temperature": {"low": 1, "high": 10}}
+    tune = {"space": temperature, "sampler": sampler, "trials": 3, "pruner": {"use": "nop"}}
+    done = kdzoo.tune({**tuned, "tune": tune}, runs=tmp_path)
+    assert len({t.params["losses.kd.temperature"] for t in done.study.get_trials()}) == 3
+
+
+def test_hyperband_knows_the_longest_run(tuned: dict[str, Any]) -> None:
+    """An epoch of the second seed is later than any of the first."""
+    tuned.pop("seed", None)
+    tuned["seeds"] = [0, 1]
+    tuned["tune"] |= {"space": {"train.epochs": {"low": 2, "high": 8}}, "pruner": "hyperband"}
+    pruner = make_pruner(read_tuning(tuned))
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    trial = study.ask()
+    trial.report(0.5, 1)
+    trial.should_prune()  # it sets the brackets up: 1, 3, 9 epochs of 16
+    assert len(pruner._pruners) == 3  # type: ignore[attr-defined]
+
+
+def test_the_chapter_may_be_a_file(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    (tmp_path / "space.yaml").write_text(json.dumps(tuned["tune"]))
+    (tmp_path / "spec.yaml").write_text(json.dumps({**tuned, "tune": "space.yaml"}))
+    assert set(read_tuning(tmp_path / "spec.yaml").space) == set(SPACE)
+
+
+def test_a_worker_that_died_on_another_machine(tmp_path: Path, tuned: dict[str, Any]) -> None:
+    """Its trial was the last one; only its missing heartbeat tells that it will never end."""
+    tuned["tune"] |= {"heartbeat": 1}
+    done = kdzoo.tune(tuned, ["tune.trials=1"], runs=tmp_path)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{done.directory / 'study.db'}", heartbeat_interval=1
+    )
+    dead = optuna.load_study(study_name="tiny", storage=storage).ask()
+    dead.set_user_attr("worker", "elsewhere:/runs/lock")
+    storage.record_heartbeat(dead._trial_id)
+    more = kdzoo.tune(tuned, ["tune.trials=2"], runs=tmp_path)
+    states = [trial.state.name for trial in more.study.get_trials()]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert more.study.get_trials()[2].system_attrs["retry_history"] == [1]
+
+
 def test_trials_share_what_the_teacher_says(tmp_path: Path, tuned: dict[str, Any]) -> None:
     """It is stored unless the spec says otherwise, and changes nothing."""
     found = []
@@ -79,6 +173,7 @@ def test_the_study_goes_on_and_opens_in_optuna(tmp_path: Path, tuned: dict[str, 
         ("policy.patience", {"choices": [1, 1.0]}, "has 1.0 twice"),
         ("policy.patiense", {"low": 1, "high": 3}, "belongs to none"),
         ("seed", {"low": 1, "high": 3}, "list `seeds` instead"),
+        ("store_gb", {"low": 1, "high": 3}, "it is no setting"),
         ("train.epochs", {"low": 1, "high": 8, "step": 2}, "do not lead"),
     ],
 )
@@ -175,6 +270,7 @@ def test_keys_of_a_stage_below_what_is_chosen(tuned: dict[str, Any]) -> None:
         ({"pruner": "median", "objective": ["accuracy", "worst_class"]}, "one objective only"),
         ({"pruner": {"use": "hyperband", "min_resource": 0}}, "pruner hyperband"),
         ({"sampler": "bruteforce"}, "sampler bruteforce"),
+        ({"pruner": "median", "objective": "hurt_classes"}, "only wilcoxon can prune"),
         ({"objective": "loss"}, "objective"),
         ({"objective": ["accuracy", "accuracy"]}, "the same one twice"),
         ({"space": ["policy"]}, "must be `default`, or a range"),

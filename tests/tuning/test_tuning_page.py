@@ -30,21 +30,23 @@ def made_study(objective: list[str], trials: int = 30) -> optuna.Study:
         pruned = len(objective) == 1 and number % 7 == 3
         params: dict[str, Any] = {"policy": POLICY.choices[number % 3]}
         if number % 3 < 2:
-            params["losses.kd.weight"] = 0.1 + 0.05 * number
+            params["losses.kd.weight"] = 0.1 + 0.03 * number
         known = {"policy": POLICY, "losses.kd.weight": LOG}
         study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
                 params=params,
                 distributions={key: known[key] for key in params},
-                values=None if pruned else [(number * 7 % 30) / 30, number % 5][: len(objective)],
-                intermediate_values={1: 0.25} if pruned else {},
+                values=None if pruned else [(number * 7 % 61) / 61, number % 5][: len(objective)],
+                intermediate_values={
+                    step: step / 10 for step in range(1, 3 if pruned else 5) if len(objective) == 1
+                },
             )
         )
     return study
 
 
-@pytest.mark.parametrize("trials", [1, 30])
+@pytest.mark.parametrize("trials", [1, 30, 60])
 @pytest.mark.parametrize("objective", [["accuracy"], ["accuracy", "hurt_classes"]])
 def test_it_is_whole_and_says_what_the_files_say(
     tmp_path: Path, objective: list[str], trials: int
@@ -52,8 +54,9 @@ def test_it_is_whole_and_says_what_the_files_say(
     study = made_study(objective, trials)
     directory = tmp_path / "study"
     directory.mkdir()
-    write_tuning_page(directory, study, tmp_path / "made-1234567890")
+    write_tuning_page(directory, study, tmp_path / "made-1234567890", again=True)
     text = (directory / "report.html").read_text(encoding="utf-8")
+    assert "trained again on all training images" in text
     page = Page(text)
     links = {a["href"] or "" for a in page.all("a")}
     assert {link for link in links if not link.startswith("#")} == {
@@ -69,14 +72,20 @@ def test_it_is_whole_and_says_what_the_files_say(
     assert all(a.get("role") == "img" and a.get("aria-label") for a in page.all("svg"))
     report = json.loads((directory / "report.json").read_bytes())
     with open(directory / "report.csv", newline="", encoding="utf-8") as stream:
-        lines = list(csv.DictReader(stream))
-    assert len(report["trials"]) == len(lines) == trials
+        assert len(report["trials"]) == len(list(csv.DictReader(stream))) == trials
     complete = [t for t in report["trials"] if t["state"] == "complete"]
     # A mark for each complete trial: in a history and a slice for each objective, in the front.
     several = len(objective) > 1
     weighed = sum("losses.kd.weight" in t["params"] for t in complete)
     marks = [a for a in page.all("circle") if "trial" in (a["class"] or "")]
     assert len(marks) == len(objective) * (2 * len(complete) + weighed) + several * len(complete)
+    curves = re.search(r'<section id="curves".*?</section>', text, re.DOTALL)
+    assert (curves is None) == several
+    if curves is not None:  # of each trial, but no more than can be told apart
+        lines = re.findall(r'<path class="(student|interval)" d="M([^"]+)"', curves[0])
+        assert len(lines) == min(trials, 40)
+        assert [kind for kind, _ in lines].count("student") == 1
+        assert {path.count("L") for _, path in lines} <= {1, 3}  # pruned ones end early
     best = [t["values"]["accuracy"] for t in complete if t["number"] == report["best"]]
     assert best == [max(t["values"]["accuracy"] for t in complete)]
     rows = [cells for cells in page.cells if cells and cells[0].isdigit()]

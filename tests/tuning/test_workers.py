@@ -171,6 +171,35 @@ def test_of_two_workers_one_is_killed(tmp_path: Path, spec: dict[str, Any], stor
 
 
 @pytest.mark.slow
+def test_two_commands_finish_one_study(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """The best setting is trained again once; whoever comes second waits for it."""
+    both = [worker(tmp_path) for _ in range(2)]
+    for process in both:
+        said, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, said
+        assert "Best spec:" in said
+    counts_add_up(trials(tmp_path))
+    assert len({trial.params["losses.kd.temperature"] for trial in trials(tmp_path)}) == TRIALS
+    assert len(list(tmp_path.glob("runs/tiny-*/report.json"))) == 3  # teacher, final run, study
+
+
+@pytest.mark.slow
+def test_a_worker_whose_trial_was_taken_over_goes_on(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """As that of a machine which slept for longer than its heartbeat may be missing."""
+    process = worker(tmp_path)
+    until(lambda: at_work(tmp_path) == 1, process)
+    (file,) = tmp_path.glob("runs/tiny-tune-*/study.db")
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{file}")
+    (running,) = (t for t in study.get_trials() if t.state == TrialState.RUNNING)
+    study.tell(running.number, state=TrialState.FAIL)
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    assert "another one took its trial over" in said
+    states = [trial.state for trial in trials(tmp_path)]
+    assert states.count(TrialState.COMPLETE) == TRIALS - 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_one_of_a_command_s_two_workers_is_killed(tmp_path: Path, spec: dict[str, Any]) -> None:
     process = worker(tmp_path, "--workers", "2")
