@@ -222,18 +222,19 @@ def plugins(
     from dataclasses import asdict
 
     from rich.console import Console
-    from rich.table import Table
 
     from kdzoo.extend.registry import registry
+    from kdzoo.report.table import plain_table
 
     _add(plugin)
     records = registry().records
     if as_json:
         print(json.dumps([asdict(record) for record in records], indent=2))
     else:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for column in ("plugin", "version", "distribution", "status", "adds"):
-            table.add_column(column, no_wrap=column != "adds")
+        names = ("plugin", "version", "distribution", "status", "adds")
+        table = plain_table(*names, words=len(names))
+        for column in table.columns[:-1]:
+            column.no_wrap = True
         for record in records:
             adds = "; ".join(f"{kind} {', '.join(names)}" for kind, names in record.adds.items())
             table.add_row(record.name, record.version, record.distribution, record.status, adds)
@@ -324,18 +325,16 @@ def evaluate(
 ) -> None:
     """Classify the test images with a finished run's student."""
     from rich.console import Console
-    from rich.table import Table
 
     from kdzoo.pipeline import evaluate_run
+    from kdzoo.report.table import plain_table
 
     _add(plugin)
     score = evaluate_run(run)
     if as_json:
         print(score.model_dump_json(indent=2))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("class")
-    table.add_column("accuracy", justify="right")
+    table = plain_table("class", "accuracy")
     for name, accuracy in score.classes.items():
         table.add_row(name, f"{100 * accuracy:.1f} %")
     table.add_row("all", f"{100 * score.accuracy:.2f} %")

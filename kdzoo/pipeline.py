@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from kdzoo.data.decode import cores
 from kdzoo.data.images import Images, ImageSet
@@ -39,13 +39,21 @@ from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
 from kdzoo.extend.registry import registry
 from kdzoo.report.page import write_run_page
-from kdzoo.report.study import StudyReport
+from kdzoo.report.study import StudyReport, told_apart
 from kdzoo.report.study_page import write_study
 from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
-from kdzoo.spec.models import DataEntry, LossEntry, ModelEntry, Spec, Stage, TeacherEntry
+from kdzoo.spec.models import (
+    DataEntry,
+    LossEntry,
+    ModelEntry,
+    Spec,
+    Stage,
+    TeacherEntry,
+    settings_of,
+)
 from kdzoo.spec.read import dump_spec, read_spec, read_study
 from kdzoo.training.answers_file import (
     read_answers,
@@ -57,8 +65,8 @@ from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.correction import fit_correction
 from kdzoo.training.curves_file import curves_as_csv, read_curves
 from kdzoo.training.directory import RunDirectory
-from kdzoo.training.distributed import processes
-from kdzoo.training.environment import environment, keep_environment
+from kdzoo.training.distributed import processes, refuse_too_many_processes
+from kdzoo.training.environment import device_of, environment, keep_environment, need_compiler
 from kdzoo.training.evaluate import Evaluation, Ints, evaluate
 from kdzoo.training.loop import PreparedStage, Trainer, Watch, autocast, try_step
 from kdzoo.training.teacher_check import measure_teacher, refuse_worse_teacher
@@ -165,30 +173,56 @@ def run_study(
 def _run_study(specs: tuple[Spec, ...], runs: Path, fresh: bool) -> Study:
     registry().warn_of_broken()
     sessions = Sessions(runs)
+    identities = [sessions.of(one).identity(one) for one in specs]
+    _refuse_the_same_run(specs, identities)
     sessions.put_together(specs)
     done: dict[int, Run] = {}
     failures: list[KdzooError] = []
     postponed: list[tuple[int, Spec]] = []
-    for number, one in enumerate(specs, 1):
-        log.info("run %d of %d: seed %d", number, len(specs), one.seed)
+
+    def do(number: int, one: Spec, *, fresh: bool = False, wait: bool = False) -> None:
         try:
-            done[number] = sessions.do(one, fresh=fresh)
-        except LockedError:
-            log.info("another process is working on it; it is left for the end")
-            postponed.append((number, one))
+            done[number] = sessions.do(one, fresh=fresh, wait=wait)
         except NonFiniteError as error:
             failures.append(error)
             log.warning("run %d of %d failed: %s", number, len(specs), error)
+
+    for number, one in enumerate(specs, 1):
+        log.info("run %d of %d: seed %d", number, len(specs), one.seed)
+        try:
+            do(number, one, fresh=fresh)
+        except LockedError:
+            log.info("another process is working on it; it is left for the end")
+            postponed.append((number, one))
     for number, one in postponed:
-        done[number] = sessions.do(one, wait=True)
+        do(number, one, wait=True)
     finished = tuple(done[number] for number in sorted(done))
     if not finished:
         raise RunError(f"no run of {len(specs)} was finished; the first failed so:\n{failures[0]}")
-    identities = [sessions.of(one).identity(one) for one in specs]
     identity = hashlib.sha256("".join(identities).encode()).hexdigest()[:10]
     directory = runs / f"{specs[0].name}-study-{identity}"
     report = write_study(directory, [RunDirectory(one.directory) for one in finished])
     return Study(directory, report, finished, tuple(failures))
+
+
+def _refuse_the_same_run(specs: Sequence[Spec], identities: Sequence[str]) -> None:
+    """What differs between two cells of a sweep must make two runs of them."""
+    for number, identity in enumerate(identities):
+        if (first := identities.index(identity)) < number:
+            one, other = told_apart([_as_set(specs[first]), _as_set(specs[number])])
+            raise SpecError(
+                f"sweep: run {first + 1} ({one}) and run {number + 1} ({other}) are the same run: "
+                "what differs changes nothing that is trained; leave one of the two out"
+            )
+
+
+def _as_set(spec: Spec) -> dict[str, Any]:
+    """A spec as plain data, with its keys where ``--set`` finds them."""
+    data = spec.model_dump(mode="json")
+    if len(spec.stages) == 1:
+        (stage,) = data.pop("stages")
+        data |= stage
+    return data
 
 
 def _led(work: Callable[[], T], runs: Path) -> T:
@@ -287,13 +321,14 @@ class _Session:
     def __init__(self, runs: Path, spec: Spec) -> None:
         self.runs = runs
         self.begun = time.time()
-        self.device = _device(spec.device)
+        self.device = device_of(spec.device)
         self.workers = spec.data.workers
         if self.workers is None and processes().count > 1:  # they share the machine's cores
             self.workers = max(cores() // processes().local_count, 1)
         self.stored = ""  # what was said last of the teacher's outputs
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
+        self._measured: dict[str, float] = {}
 
     def do(self, spec: Spec, role: Role, *, fresh: bool = False, wait: bool = False) -> Run:
         """One run, from wherever it was left to its report.
@@ -304,7 +339,7 @@ class _Session:
             fresh: start it over.
             wait: wait for another process that is working on it; teachers and baselines always do.
         """
-        directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
+        directory = self.directory(spec)
         if not fresh and directory.finished:
             return self._found(directory, spec, role)
         # All parts are put together before anything is trained, so that whatever does not fit is
@@ -328,7 +363,7 @@ class _Session:
             role: what its student is.
             watch: who looks on, at the teacher's and the baseline's run too.
         """
-        directory = RunDirectory.at(self.runs, spec.name, self.identity(spec))
+        directory = self.directory(spec)
         if directory.trained:
             return directory
         plan = _Plan(self, spec, role)
@@ -394,18 +429,33 @@ class _Session:
             )
         return self._data[key]
 
+    def measured(self, about: object, measure: Callable[[], float]) -> float:
+        """A number that many runs of a command ask for, measured once.
+
+        Args:
+            about: what decides it, as plain data.
+            measure: measures it.
+        """
+        key = json.dumps(about)
+        if key not in self._measured:
+            self._measured[key] = measure()
+        return self._measured[key]
+
+    def directory(self, spec: Spec) -> RunDirectory:
+        """Where a run is, or would be."""
+        return RunDirectory.at(self.runs, spec.name, self.identity(spec))
+
     def identity(self, spec: Spec) -> str:
         """A hash of all that decides a run's result but for rounding: not of names, observers,
         devices or compilation."""
         images = self.images(spec)
-        hidden = {"name", "observers", "log_every", "device", "threads", "store_gb"}
-        hidden |= {"teacher", "data_seed"}
-        decides = spec.model_dump(mode="json", exclude=hidden)
-        for stage in decides["stages"]:
-            del stage["train"]["compile"]
+        decides = settings_of(spec.model_dump(mode="json"))
+        del decides["data_seed"]
+        if spec.epochs == sum(stage.train.epochs for stage in spec.stages):
+            decides["stop_epoch"] = None  # it would end there anyway
         # The source's own params say where images are; what they are says the fingerprint.
-        kept = DataEntry.model_fields.keys() - {"workers"}
-        decides["data"] = spec.data.model_dump(mode="json", include=kept) | {
+        own = decides["data"].keys() & DataEntry.model_fields.keys()
+        decides["data"] = {key: decides["data"][key] for key in own} | {
             "fingerprint": images.fingerprint,
             "crop": images.augmentation.crop,
             "flip": images.augmentation.flip,
@@ -459,7 +509,7 @@ class Sessions:
 
     def directory(self, spec: Spec) -> RunDirectory:
         """Where a run is, or would be."""
-        return RunDirectory.at(self.runs, spec.name, self.of(spec).identity(spec))
+        return self.of(spec).directory(spec)
 
     def validation_images(self, spec: Spec) -> tuple[tuple[str, ...], Ints]:
         """The class names, and (C,) how many validation images each has."""
@@ -505,8 +555,8 @@ class _Plan:
             self.others["teacher"] = trained
         if spec.baseline:
             self.others["baseline"] = baseline_spec(spec)
-        _refuse_too_many_processes(spec, self.images)
-        _need_compiler(spec, session.device)
+        refuse_too_many_processes(spec, self.images)
+        need_compiler(spec, session.device)
         self.recipe = _recipe(spec.student, self.images, "student")
         self.student, student_layers = self._network(self.recipe, spec.student, "student")
         # The weights of a teacher that comes out of a run are filled in when that run is done.
@@ -518,7 +568,7 @@ class _Plan:
             recipe = self._teacher_recipe()
             self.teacher, teacher_layers = self._network(recipe, spec.teacher, "teacher")
             self.teacher_parameters = _size(self.teacher)
-            self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher)
+            self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher, recipe)
         losses = _losses(spec)
         self.stages = [self._stage(stage, losses) for stage in spec.stages]
         self.observers: list[Observer] = [
@@ -542,7 +592,9 @@ class _Plan:
             self.distiller.curves.keep_right_rows(self.images.rows)
         try_step(self.distiller, self.stages, self.images.example)
         for name, other in self.others.items():
-            _Plan(session, other, name)
+            there = session.directory(other)
+            if not (there.trained or there.finished):
+                _Plan(session, other, name)
 
     def do(self, directory: RunDirectory, runs: Mapping[Role, Run]) -> Report:
         """Train the student, test it, and write down what came out."""
@@ -707,11 +759,12 @@ class _Plan:
             )
         best = None
         if trainer.best is not None:
-            self.student.load_state_dict(trainer.best.student)
+            # Of the last epoch, the images are known already.
+            last = trainer.best.epoch == trainer.epoch
             best = BestValidation(
                 epoch=trainer.best.epoch,
                 validation=trainer.best.accuracy,
-                test=evaluate(self.student, self.images.test, len(names)).accuracy,
+                test=evaluation.accuracy if last else self._accuracy_with(trainer.best.student),
             )
         return Report(
             name=self.spec.name,
@@ -728,6 +781,14 @@ class _Plan:
             untaught=tuple(names[c] for c in curves.untaught),
             directories={role: str(done.directory) for role, done in runs.items()},
         )
+
+    def _accuracy_with(self, weights: Mapping[str, Tensor]) -> float:
+        """The student's accuracy on the test images, with the weights of another epoch."""
+        own = copy.deepcopy(self.student.state_dict())
+        self.student.load_state_dict(weights)
+        accuracy = evaluate(self.student, self.images.test, len(self.images.classes)).accuracy
+        self.student.load_state_dict(own)
+        return accuracy
 
     def _tested_teacher(self, runs: Mapping[Role, Run]) -> tuple[Score | None, Ints | None]:
         """The teacher's score and its answers to the test images."""
@@ -771,7 +832,9 @@ class _Plan:
         _refuse_other_classes(recipe.classes, self.images, "teacher")
         return recipe
 
-    def _measure_teacher(self, teacher: Network, entry: TeacherEntry) -> float | None:
+    def _measure_teacher(
+        self, teacher: Network, entry: TeacherEntry, recipe: NetworkRecipe
+    ) -> float | None:
         """The accuracy of a teacher whose weights are loaded, if it is to be checked."""
         if entry.train is not None or entry.run is not None or not entry.check:
             return None
@@ -780,7 +843,14 @@ class _Plan:
             split, which = self.images.train, "training"
         count = len(self.images.classes)
         name = f"the teacher ({entry.checkpoint})" if entry.checkpoint else "the teacher"
-        accuracy = measure_teacher(teacher, split, which, count, name)
+        data = self.spec.data
+        accuracy = self.session.measured(
+            [
+                [vars(recipe), _file_hash(entry.checkpoint)],
+                [self.images.fingerprint, data.validation, data.split_seed],
+            ],
+            lambda: measure_teacher(teacher, split, which, count, name),
+        )
         if self.spec.student.checkpoint is not None:
             refuse_worse_teacher(accuracy, self.student, split, which, count)
         return accuracy
@@ -913,48 +983,6 @@ def _losses(spec: Spec) -> dict[str, Loss]:
                     "weight and warmup_epochs may differ, or give it another id"
                 )
     return {name: make_loss(entry) for name, entry in entries.items()}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise RunError("device: cuda is asked for, and torch finds none; use cpu or auto")
-    if processes().count == 1:
-        return torch.device("cuda")
-    there = torch.cuda.device_count()
-    if processes().local_rank >= there:
-        raise RunError(
-            f"there are {processes().local_count} processes on a machine with {there} GPUs; start "
-            "one process a GPU, or say `device: cpu`"
-        )
-    torch.cuda.set_device(processes().local_rank)
-    return torch.device("cuda", processes().local_rank)
-
-
-def _refuse_too_many_processes(spec: Spec, images: Images) -> None:
-    count = processes().count
-    for stage in spec.stages:
-        fewest = min(images.sizes(stage.train.batch_size))
-        if fewest < count:
-            raise SpecError(
-                f"batch_size: {stage.train.batch_size} leaves {fewest} images for a step of the "
-                f"{len(images.train)} training images, and there are {count} processes; choose "
-                "another, or start fewer processes"
-            )
-
-
-def _need_compiler(spec: Spec, device: torch.device) -> None:
-    if not any(stage.train.compile for stage in spec.stages):
-        return
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise RunError(
-            f"compile: torch needs a C++ compiler, and there is no {compiler}; install one, name "
-            "another in the variable CXX, or say `compile: false`"
-        )
 
 
 def _file_hash(path: str | None) -> str | None:

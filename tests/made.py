@@ -122,9 +122,10 @@ def earlier_run(
     classes: str = "abcdefghij",
     taught: float = 1.0,
     validation: bool = True,
+    without: int = 0,
 ) -> str:
     """A run of five epochs whose student ended ``gap`` (C,) from its baseline on the validation
-    images, as far as its spec and its curves go."""
+    images, as far as its spec and its curves go. The first epochs may be ``without`` a baseline."""
     path.mkdir(parents=True)
     spec = {
         "name": "earlier",
@@ -148,7 +149,7 @@ def earlier_run(
         predicted=ones,
         teacher_weight=taught * ones,
         label_weight=ones,
-        baseline=0.7 * ones,
+        baseline=np.where(np.arange(5)[:, None] < without, np.nan, 0.7 * ones),
         state=ones,
     )
     measured = replace(shown, validation=shown) if validation else shown

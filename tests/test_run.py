@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import planted
@@ -305,6 +305,54 @@ def test_the_curves_have_the_baselines_at_the_same_epoch(
     )
 
 
+def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    policy = {"use": "fixed", "classes": ["b"], "teacher_weight": 0.5}
+    run = kdzoo.run({**tiny, "policy": policy}, runs=tmp_path)
+    assert run.report.untaught == ("b",)
+    _, curves = kdzoo.read_curves(run.directory / "classes.csv")
+    assert curves.untaught == [1]
+    assert dataclasses.replace(curves, state=None).untaught == []  # by the weights alone
+    last = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["untaught"] == ["b"]
+    page = (run.directory / "report.html").read_text()
+    assert "to the end, weight 0.5" in page
+    assert "teaching stopped" not in page
+
+
+def test_the_best_validation_epoch_is_tested_once(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdzoo import pipeline
+
+    calls: list[int] = []
+    evaluate = pipeline.evaluate
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]))
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(pipeline, "evaluate", counted)
+    # From the third epoch on the steps are so long that what was learnt is lost.
+    train = {**tiny["train"], "schedule": {"use": "multistep", "milestones": [2], "gamma": 100}}
+    alone = {**tiny, "teacher": None, "baseline": False, "policy": "all", "losses": ["ce"]}
+    alone["data"] = {"use": "planted", "per_class": 60}
+    for stop, times in ((None, 2), (1, 1)):
+        calls.clear()
+        report = kdzoo.run({**alone, "train": train, "stop_epoch": stop}, runs=tmp_path).report
+        assert calls == [3000] * times
+        best = report.best_validation
+        assert best is not None
+        assert (best.epoch == report.epochs) == (times == 1)
+    short = kdzoo.run({**alone, "train": train, "stop_epoch": 2}, runs=tmp_path).report
+    whole = kdzoo.run({**alone, "train": train}, runs=tmp_path).report
+    assert whole.best_validation is not None
+    assert whole.best_validation.epoch == 2
+    assert whole.best_validation.test == pytest.approx(short.student.accuracy, abs=1e-6)
+    assert whole.student.accuracy < short.student.accuracy
+
+
 def test_load_student_and_evaluate(
     tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
 ) -> None:
@@ -341,6 +389,48 @@ def test_a_teacher_out_of_a_checkpoint(
     odd = {**loaded, "data": "sample-odd", "teacher": {**loaded["teacher"], "widths": [16]}}
     with pytest.raises(kdzoo.SpecError, match="the teacher knows 10 classes"):
         kdzoo.run(odd, runs=tmp_path)
+
+
+def test_a_loaded_teacher_is_measured_once_a_command(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not again for each setting and each run; but on each split of its own."""
+    caplog.set_level(logging.INFO, "kdzoo")
+    tiny = {**tiny, "teacher": "sample-knowing", "baseline": False, "policy": "all"}
+    for sweep, times in (
+        ({"losses.kd.temperature": [2, 3, 4]}, 1),
+        ({"data.split_seed": [1, 2]}, 2),
+    ):
+        caplog.clear()
+        kdzoo.run_study({**tiny, "sweep": sweep}, runs=tmp_path)
+        assert caplog.text.count("teacher: loaded; ") == times
+
+
+class Counted(kdzoo.ModelSource):
+    """Counts what is built of it."""
+
+    name = "counted"
+    widths: ClassVar[list[int]] = []
+
+    class Params(kdzoo.Params):
+        width: int = kdzoo.Field(description="How wide the hidden layer is.")
+
+    def build(self, input_shape, num_classes):
+        self.widths.append(self.params.width)
+        layers = torch.nn.Linear(11, self.params.width), torch.nn.Linear(self.params.width, 10)
+        return torch.nn.Sequential(torch.nn.Flatten(), *layers)
+
+
+def test_a_finished_teacher_and_baseline_are_not_put_together_again(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry()._components["model"], "counted", Counted)
+    teacher = {"use": "counted", "width": 16, "train": tiny["teacher"]["train"]}
+    tiny = {**tiny, "teacher": teacher, "student": {"use": "counted", "width": 8}}
+    kdzoo.run(tiny, runs=tmp_path)
+    Counted.widths.clear()
+    kdzoo.run({**tiny, "losses": ["ce", {"use": "kd", "temperature": 9}]}, runs=tmp_path)
+    assert sorted(Counted.widths) == [8, 16]  # the student and its teacher, once each
 
 
 def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -473,6 +563,23 @@ def test_a_teacher_out_of_another_spec(tmp_path: Path, tiny: dict[str, Any]) -> 
     assert kdzoo.Report.read(teacher / "report.json").epochs == 2
     whole = (Path(run.report.directories["teacher"]) / "metrics.jsonl").read_bytes()
     assert whole.startswith((teacher / "metrics.jsonl").read_bytes())
+    # After its last epoch it is what the whole run left.
+    last = write(tmp_path, {**tiny, "teacher": {"run": "assistant.yaml", "epoch": 4}}, "last.yaml")
+    assert kdzoo.run(last, runs=tmp_path / "runs").directory == run.directory
+
+
+def test_a_baseline_that_is_through_before_the_run_is_shared_with_the_whole_run(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    train = {"epochs": 2, "batch_size": 16}
+    stages = [
+        {"train": train, "losses": tiny.pop("losses"), "policy": "all"},
+        {"train": train, "losses": ["kd"]},
+    ]
+    tiny = {key: tiny[key] for key in tiny if key not in ("train", "policy")} | {"stages": stages}
+    runs = [kdzoo.run({**tiny, "stop_epoch": stop}, runs=tmp_path) for stop in (3, None)]
+    assert runs[0].directory != runs[1].directory
+    assert runs[0].report.directories == runs[1].report.directories
 
 
 def test_stages(tmp_path: Path, rich: dict[str, Any]) -> None:
@@ -503,6 +610,51 @@ def test_stages(tmp_path: Path, rich: dict[str, Any]) -> None:
     rich["stages"][0]["learn"] = ["student.9"]
     with pytest.raises(kdzoo.SpecError, match=r'learn: no parameters under "student.9"'):
         kdzoo.run(rich, runs=tmp_path / "wrong")
+
+
+class HalfFrozen(kdzoo.ModelSource):
+    """Its first layer is what it is."""
+
+    name = "half-frozen"
+
+    def build(self, input_shape, num_classes):
+        first, last = torch.nn.Linear(11, 8), torch.nn.Linear(8, num_classes)
+        torch.nn.init.constant_(first.weight, 0.25)
+        torch.nn.init.zeros_(first.bias)
+        first.weight.requires_grad_(False)
+        return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), last)
+
+
+class FixedScale(kdzoo.Loss):
+    """Cross entropy times a parameter that is not learnt."""
+
+    name = "fixed-scale"
+    guidance = "label"
+
+    def setup(self, student_shapes, teacher_shapes, num_classes, num_samples):
+        self.scale = torch.nn.Parameter(torch.tensor(0.25), requires_grad=False)
+
+    def forward(self, student, teacher, batch):
+        rows = torch.nn.functional.cross_entropy(student.logits, batch.targets, reduction="none")
+        return self.scale * rows
+
+
+def test_what_a_component_froze_stays_frozen_in_every_stage(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry()._components["model"], "half-frozen", HalfFrozen)
+    monkeypatch.setitem(registry()._components["loss"], "fixed-scale", FixedScale)
+    train, losses = tiny["train"], ["fixed-scale"]
+    stages = [
+        {"train": train, "losses": losses, "learn": ["student.3"]},
+        {"train": train, "losses": losses},
+    ]
+    alone = {key: tiny[key] for key in ("name", "data", "observers")}
+    run = kdzoo.run({**alone, "student": "half-frozen", "stages": stages}, runs=tmp_path)
+    state = torch.load(run.directory / "checkpoint.pt", weights_only=True)["distiller"]
+    assert (state["student.model.1.weight"] == 0.25).all()
+    assert state["losses.fixed-scale.scale"] == 0.25
+    assert (state["student.model.1.bias"] != 0).any()  # the second stage has set it free again
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])

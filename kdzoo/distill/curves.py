@@ -28,15 +28,17 @@ class ClassCounts(nn.Module):
 
     Args:
         num_classes: C.
-        similarity: collects the features; ``None`` where nobody will ask for their similarity.
+
+    Attributes:
+        similarity: collects the features; ``None`` where nobody asks for their similarity.
     """
 
     sums: Tensor
 
-    def __init__(self, num_classes: int, similarity: ClassSimilarity | None) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.similarity = similarity
+        self.similarity: ClassSimilarity | None = None
         self.register_buffer("sums", torch.zeros(num_classes, _SIMILARITY, dtype=torch.float64))
 
     @torch.no_grad()
@@ -46,8 +48,6 @@ class ClassCounts(nn.Module):
         student: Outputs,
         teacher: Outputs | None,
         baseline: Tensor | None,
-        *,
-        similarity: bool,
     ) -> Tensor:
         """Add one batch.
 
@@ -56,7 +56,6 @@ class ClassCounts(nn.Module):
             student: what the student said.
             teacher: what the teacher said; ``None`` if it was not asked.
             baseline: (B,), 1 where the baseline was right, else 0; ``None`` if that is not known.
-            similarity: whether the features of student and teacher are compared.
 
         Returns:
             (B,), whether the student was right.
@@ -80,7 +79,7 @@ class ClassCounts(nn.Module):
         agreed = answer == teachers_answer
         columns = [torch.ones_like(targets), teachers_answer == targets, agreed, divergence]
         self.sums[:, _ASKED:] += of_class.T @ _in_columns(columns)
-        if similarity and self.similarity is not None:
+        if self.similarity is not None:
             x, y = student.features["penultimate"], teacher.features["penultimate"]
             self.similarity.record(targets, x, y)
         return right
@@ -120,15 +119,29 @@ class CurveRecorder(nn.Module):
         self.num_classes = num_classes
         self.baseline = baseline
         self.validation_baseline: Floats | None = None
-        self.has_similarity = features is not None
-        self.training_samples, self.validation_images = (
-            ClassCounts(num_classes, ClassSimilarity(num_classes, *features) if features else None)
-            for _ in range(2)
-        )
+        self.features = features
+        self.training_samples, self.validation_images = (ClassCounts(num_classes) for _ in range(2))
         self.history: list[dict[str, Tensor]] = []
         self._kept: RightRows | None = None
         self._baselines: RightRows | None = None
         self._baselines_bits: npt.NDArray[np.uint8] = np.zeros((0, 0), dtype=np.uint8)
+
+    def compare_features(self, *, training: bool, validation: bool) -> None:
+        """From now on the features are compared on these images, and on no others.
+
+        Args:
+            training: on the training samples.
+            validation: on the validation images.
+        """
+        for counts, asked in (
+            (self.training_samples, training),
+            (self.validation_images, validation),
+        ):
+            if not asked or self.features is None:
+                counts.similarity = None
+            elif counts.similarity is None:
+                similarity = ClassSimilarity(self.num_classes, *self.features)
+                counts.similarity = similarity.to(counts.sums.device)
 
     def keep_right_rows(self, rows: int) -> None:
         """From now on the history says on which of so many rows the student was right: a run that
@@ -154,7 +167,6 @@ class CurveRecorder(nn.Module):
         teacher: Outputs | None,
         *,
         validation: bool,
-        similarity: bool,
     ) -> None:
         """Add one batch of training samples, or of validation images.
 
@@ -164,13 +176,12 @@ class CurveRecorder(nn.Module):
             student: what the student said.
             teacher: what the teacher said; ``None`` if it was not asked.
             validation: which of the two they are.
-            similarity: whether the features of student and teacher are compared.
         """
         baseline = None
         if indices is not None and self._baselines is not None:
             baseline = self._baselines.now[indices]
         counts = self.validation_images if validation else self.training_samples
-        right = counts.record(targets, student, teacher, baseline, similarity=similarity)
+        right = counts.record(targets, student, teacher, baseline)
         if indices is not None and self._kept is not None:
             self._kept.record(indices, right)
 
@@ -236,7 +247,7 @@ class CurveRecorder(nn.Module):
             label_weight=policy[:, :, 1],
             baseline=None if baseline is None else baseline[: len(sums)],
             both_right=None if self._baselines is None else means[:, :, _BOTH],
-            similarity=sums[:, :, _SIMILARITY] if self.has_similarity else None,
+            similarity=sums[:, :, _SIMILARITY] if self.features else None,
             state=policy[:, :, 2],
             learning_rate=schedule[:, 0],
             stage=schedule[:, 1],

@@ -133,6 +133,8 @@ class Distiller(nn.Module):
             self._check_targets(targets, num_samples)
         for term in terms:
             self._add(term, num_samples, targets, example)
+        # What a component froze itself is nothing that a stage may set free.
+        self._learnable = [name for name, parameter in self._named() if parameter.requires_grad]
         widths = None
         if similarity and self._teacher is not None:
             features = [t.shapes.features["penultimate"] for t in (self._student, self._teacher)]
@@ -232,6 +234,11 @@ class Distiller(nn.Module):
         self.policy = policy
         self._compiled = _as_one_graph(self._measure) if compiled else None
         self._first_epoch = len(self.curves.history)
+        compares = policy is not None and policy.needs_similarity
+        on_validation = policy is not None and policy.needs_validation
+        self.curves.compare_features(
+            training=compares and not on_validation, validation=compares and on_validation
+        )
         if policy is None:
             for values in (self.teacher_weights, self.label_weights, self.class_columns):
                 values.fill_(1)
@@ -289,7 +296,6 @@ class Distiller(nn.Module):
                 student,
                 teacher if self._teacher else None,
                 validation=False,
-                similarity=self._compares_features(validation=False),
             )
         masks = self.policy is not None and self.policy.sets_columns
         batch = Batch(
@@ -336,7 +342,6 @@ class Distiller(nn.Module):
             self._student(inputs),
             self.teach(inputs) if asked else None,
             validation=True,
-            similarity=self._compares_features(validation=True),
         )
         self.train(training)
 
@@ -370,7 +375,13 @@ class Distiller(nn.Module):
         return [name for name, now in zip(self.classes, states, strict=True) if now == state]
 
     def learnable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters under the names that a spec's ``learn`` uses (``student.stem.weight``)."""
+        """The parameters under the names that a spec's ``learn`` uses (``student.stem.weight``):
+        all but those that were frozen when the Distiller was made."""
+        named = dict(self._named())
+        for name in self._learnable:
+            yield name, named[name]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         bare = self.student.model if isinstance(self.student, Network) else self.student
         for name, parameter in bare.named_parameters():
             yield f"student.{name}", parameter
@@ -473,12 +484,6 @@ class Distiller(nn.Module):
                     f"but the data has {len(self.classes)}"
                 )
 
-    def _compares_features(self, *, validation: bool) -> bool:
-        policy = self.policy
-        return (
-            policy is not None and policy.needs_similarity and policy.needs_validation == validation
-        )
-
     def _count(self, targets: Tensor | None) -> tuple[int, ...] | None:
         """How many there are of each class."""
         if targets is None or not len(targets):
@@ -508,6 +513,16 @@ class Distiller(nn.Module):
             if not (np.isfinite(values).all() and (values >= 0).all()):
                 raise PluginError(
                     f'policy "{policy.name}" answered {what} that are negative, NaN or infinite'
+                )
+            if name == "class_columns" and (values > 1).any():
+                raise PluginError(
+                    f'policy "{policy.name}" answered columns above 1; they say how much is left, '
+                    "0 to 1"
+                )
+            if name == "class_states" and not np.isin(values, list(ClassState)).all():
+                raise PluginError(
+                    f'policy "{policy.name}" answered states that are none of kdzoo.ClassState: '
+                    f"{sorted({*values.tolist()} - {*ClassState})}"
                 )
             getattr(self, name).copy_(torch.from_numpy(values))
 

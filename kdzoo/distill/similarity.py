@@ -45,7 +45,7 @@ class ClassSimilarity(nn.Module):
             self.register_buffer(f"{name}_projection", _projection(width), persistent=False)
         self.widths = min(student, _DIMENSIONS), min(teacher, _DIMENSIONS)
         sums = torch.zeros(num_classes, sum(self._sizes()), dtype=torch.float64)
-        self.register_buffer("sums", sums)
+        self.register_buffer("sums", sums, persistent=False)
 
     @torch.no_grad()
     def record(self, targets: Tensor, student: Tensor, teacher: Tensor) -> None:
@@ -59,8 +59,11 @@ class ClassSimilarity(nn.Module):
             (one[:, :, None] * other[:, None, :]).flatten(1)
             for one, other in ((x, x), (y, y), (x, y))
         ]
-        of_class = functional.one_hot(targets, self.num_classes).double()
-        self.sums += of_class.T @ torch.cat(columns, 1)
+        rows = torch.cat(columns, 1)
+        if rows.is_cuda:  # where index_add_ adds up in another order each time
+            self.sums += functional.one_hot(targets, self.num_classes).double().T @ rows
+        else:
+            self.sums.index_add_(0, targets, rows)
 
     def take(self) -> Tensor:
         """(C,), the CKA of each class since the last call, NaN below four samples."""
@@ -74,6 +77,17 @@ class ClassSimilarity(nn.Module):
         similarity = torch.where(known, both / (ones * others).clamp_min(1e-300).sqrt(), math.nan)
         self.sums.zero_()
         return similarity
+
+    def get_extra_state(self) -> Tensor | None:
+        """The sums, for the state dict; ``None`` at the end of an epoch, when all of them are 0: of
+        a thousand classes they take 100 MB."""
+        return self.sums if bool(self.sums.any()) else None
+
+    def set_extra_state(self, state: Tensor | None) -> None:
+        """Take back what :meth:`get_extra_state` gave."""
+        self.sums.zero_()
+        if state is not None:
+            self.sums += state.to(self.sums.device)
 
     def _sizes(self) -> list[int]:
         p, q = self.widths

@@ -186,8 +186,13 @@ class TeachingCurves:
 
     @property
     def untaught(self) -> list[int]:
-        """The classes that got nothing of the teacher's terms in the last epoch."""
-        return [int(c) for c in np.flatnonzero(self.teacher_weight[-1] == 0)]
+        """The classes that were *untaught* in the last epoch, by their ``state``; where that is not
+        known, those that got nothing of the teacher's terms."""
+        stopped = self.teacher_weight[-1] == 0
+        if self.state is not None:
+            known = np.isfinite(self.state[-1])
+            stopped = np.where(known, self.state[-1] == ClassState.UNTAUGHT, stopped)
+        return [int(c) for c in np.flatnonzero(stopped)]
 
     def first(self, epochs: int) -> TeachingCurves:
         """Copies of the first epochs of all curves."""

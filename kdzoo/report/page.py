@@ -129,15 +129,6 @@ def write_run_page(directory: RunDirectory) -> Path:
         sections=_sections(report),
         about=_about(report, Document.read(directory.spec).data),
         report=report,
-        scores=[
-            (role, score)
-            for role, score in (
-                ("teacher", report.teacher),
-                ("baseline", report.baseline),
-                ("student", report.student),
-            )
-            if score is not None
-        ],
         notes=notes(report),
         classes=rows,
         reach=reach(rows),

@@ -24,12 +24,12 @@ from kdzoo.report.evidence import (
 )
 from kdzoo.report.summary import Record, Report, Score
 from kdzoo.spec.document import Document
+from kdzoo.spec.models import settings_of
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport"]
+__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "told_apart"]
 
 _METRICS = ("accuracy", "balanced_accuracy", "worst_tenth", "top5", "calibration_error")
-_NO_SETTING = {"name", "seed", "observers", "log_every", "device", "store_gb", "threads"}
 
 
 class Spread(Record):
@@ -151,7 +151,7 @@ class StudyReport(Record):
                     "classes, and cannot be compared"
                 )
         groups = _grouped(results)
-        names = _names([group[0].spec for group in groups])
+        names = told_apart([_setting_of(group[0].spec) for group in groups])
         settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
         titles = dict.fromkeys(result.report.name for group in groups for result in group)
         return cls(name=", ".join(titles), settings=tuple(settings))
@@ -181,7 +181,8 @@ def _grouped(results: Sequence[_Result]) -> list[list[_Result]]:
     """By setting, in the order in which these come; each by seed."""
     groups: dict[str, list[_Result]] = {}
     for result in results:
-        groups.setdefault(json.dumps(_flat(result.spec), sort_keys=True), []).append(result)
+        setting = json.dumps(_flat(_setting_of(result.spec)), sort_keys=True)
+        groups.setdefault(setting, []).append(result)
     for group in groups.values():
         group.sort(key=lambda result: result.seed)
         for one, other in itertools.pairwise(group):
@@ -270,8 +271,13 @@ def _means(columns: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floa
     return means
 
 
+def _setting_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec without the keys that make no other setting."""
+    return {key: item for key, item in settings_of(spec).items() if key != "seed"}
+
+
 def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's keys by path, as for ``--set``, without those that make no other setting."""
+    """A spec's keys by path, as for ``--set``."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
@@ -284,16 +290,18 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[path] = value
 
-    walk({key: item for key, item in spec.items() if key not in _NO_SETTING}, "")
-    flat.pop("data.workers", None)
+    walk(spec, "")
     return flat
 
 
-def _names(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells each setting from the others, as it would be said with ``--set``.
+def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells each spec from the others, as it would be said with ``--set``.
 
-    A component's params are compared among the settings that use the component: where another one
-    is used, its name says enough.
+    A component's params are compared among the specs that use the component: where another one is
+    used, its name says enough.
+
+    Args:
+        specs: as plain data.
     """
     flats = [_flat(spec) for spec in specs]
     words: list[list[str]] = [[] for _ in flats]

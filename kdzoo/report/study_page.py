@@ -14,6 +14,7 @@ from kdzoo.errors import RunError
 from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT
 from kdzoo.report.page import as_csv, reach, render
 from kdzoo.report.study import Setting, Spread, StudyReport
+from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["study_lines", "study_table", "write_study"]
@@ -90,10 +91,9 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
 
 def study_table(report: StudyReport) -> Table:
     """The table that a command of several runs ends with."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("setting")
-    for column in ("seeds", "student", "baseline", "difference", "harm", "hurt", "helped"):
-        table.add_column(column, justify="right")
+    table = plain_table(
+        "setting", "seeds", "student", "baseline", "difference", "harm", "hurt", "helped"
+    )
     for setting in report.settings:
         judged = bool(setting.classes) and len(setting.seeds) >= SEEDS_FOR_A_VERDICT
         table.add_row(

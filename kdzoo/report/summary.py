@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kdzoo.errors import CheckpointError
 from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
+from kdzoo.report.table import plain_table
 from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 
 __all__ = [
@@ -238,6 +239,13 @@ class Report(Record):
                 f"{path}: is damaged; repeat the run with --fresh, or remove its directory"
             ) from error
 
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The scores of ``teacher``, ``baseline`` and ``student``, in this order, of those that
+        there are."""
+        found = {"teacher": self.teacher, "baseline": self.baseline, "student": self.student}
+        return {role: score for role, score in found.items() if score is not None}
+
     def against_baseline(self) -> tuple[int, int, int]:
         """How many classes are above, below and level with the baseline on the test images."""
         differences = self.comparison.differences.values() if self.comparison else ()
@@ -248,16 +256,11 @@ class Report(Record):
 
 def summary_table(report: Report) -> Table:
     """The table that a run ends with."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
-    table.add_column("accuracy", justify="right")
-    table.add_column("worst class", justify="right")
-    rows = (("teacher", report.teacher), ("baseline", report.baseline), ("student", report.student))
-    for role, score in rows:
-        if score is not None:
-            name = score.worst_class
-            worst = f"{name}: {100 * score.classes[name]:.1f} %"
-            table.add_row(role, f"{100 * score.accuracy:.2f} %", worst)
+    table = plain_table("", "accuracy", "worst class")
+    for role, score in report.scores.items():
+        name = score.worst_class
+        worst = f"{name}: {100 * score.classes[name]:.1f} %"
+        table.add_row(role, f"{100 * score.accuracy:.2f} %", worst)
     return table
 
 

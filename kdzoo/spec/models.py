@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,7 @@ from kdzoo.extend.bases import Adapter, ClassPolicy, DataSource, Loss, ModelSour
 
 __all__ = [
     "KINDS",
+    "NO_SETTING",
     "AdapterEntry",
     "DataEntry",
     "Entry",
@@ -24,6 +26,7 @@ __all__ = [
     "TeacherEntry",
     "TorchEntry",
     "Train",
+    "settings_of",
 ]
 
 
@@ -226,6 +229,11 @@ class TeacherEntry(ModelEntry):
             raise ValueError("name its architecture with `use`, or another spec with `run`")
         elif self.train is not None and self.checkpoint is not None:
             raise ValueError(f"has two origins; {TEACHER_ORIGINS}")
+        elif self.train is None:
+            given = {key for key in ("losses", "seed") if key in self.model_fields_set}
+            given -= {"seed"} if self.seed is None else set()
+            if given:
+                raise ValueError(f"is not trained here (no `train`); remove {_listed(given)}")
         return self
 
 
@@ -240,7 +248,8 @@ class Stage(_Strict):
     policy: PolicyEntry = Field(PolicyEntry(use="all"), description="Which classes are taught.")
     learn: tuple[str, ...] = Field(
         ("student", "losses"),
-        description="Which parameters learn: these, or parts of them (student.stem).",
+        description="Which parameters learn: these, or parts of them (student.stem), but never "
+        "what a model or a loss froze itself.",
     )
 
     @model_validator(mode="after")
@@ -316,6 +325,40 @@ class Spec(_Strict):
     def epochs(self) -> int:
         """How many epochs will be trained, over all stages."""
         return sum(self.stage_epochs)
+
+
+NO_SETTING = frozenset(
+    {
+        "name",
+        "observers",
+        "log_every",
+        "device",
+        "threads",
+        "store_gb",
+        "data.workers",
+        "train.compile",
+    }
+)
+"""The keys that change no more of what is trained than its last digits, as ``--set`` names them.
+``train`` is that of any stage, and of the teacher."""
+
+
+def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec, as plain data, without the keys in :data:`NO_SETTING`."""
+
+    def kept(chapter: Mapping[str, Any], path: str) -> dict[str, Any]:
+        return {key: item for key, item in chapter.items() if path + key not in NO_SETTING}
+
+    def trained(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "train": kept(part["train"], "train.")} if part.get("train") else {**part}
+
+    settings = trained(kept(spec, ""))
+    settings["data"] = kept(spec["data"], "data.")
+    if spec.get("teacher"):
+        settings["teacher"] = trained(spec["teacher"])
+    if spec.get("stages"):
+        settings["stages"] = [trained(stage) for stage in spec["stages"]]
+    return settings
 
 
 def _listed(keys: set[str]) -> str:

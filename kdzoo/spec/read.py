@@ -422,6 +422,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         # What is None among the spec's own keys was not given; among params it may be a choice.
         own = {key: getattr(value, key) for key in type(value).model_fields}
+        if isinstance(value, TeacherEntry) and value.train is None:
+            del own["losses"]  # which no training has
         given = {key: item for key, item in own.items() if item is not None}
         return {key: _plain(item) for key, item in {**given, **(value.model_extra or {})}.items()}
     if isinstance(value, tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from kdzoo.spec.document import Document
 from kdzoo.spec.expand import expand
 from kdzoo.spec.models import (
     KINDS,
+    NO_SETTING,
     AdapterEntry,
     DataEntry,
     Entry,
@@ -50,22 +52,14 @@ _ENTRIES: dict[str, type[Entry]] = {
 """The class of the entry, or of the entries, that stands at a key."""
 
 _NOT_TUNED = {
-    "baseline": "it is no setting",
-    "data": "what is measured would change with it",
-    "data.root": "what is measured would change with it",
-    "data.split_seed": "what is measured would change with it",
-    "data.use": "what is measured would change with it",
-    "data.validation": "what is measured would change with it",
-    "data.workers": "it is no setting",
-    "data_seed": "list `seeds` instead: each trial is the mean over them",
-    "device": "it is no setting",
-    "log_every": "it is no setting",
-    "name": "it is no setting",
-    "observers": "they are no setting",
-    "seed": "list `seeds` instead: each trial is the mean over them",
-    "store_gb": "it is no setting",
-    "threads": "it is no setting",
-    "train.compile": "it is no setting",
+    **dict.fromkeys((*NO_SETTING, "baseline"), "it is no setting"),
+    **dict.fromkeys(
+        ("data", "data.root", "data.split_seed", "data.use", "data.validation"),
+        "what is measured would change with it",
+    ),
+    **dict.fromkeys(
+        ("data_seed", "seed"), "list `seeds` instead: each trial is the mean over them"
+    ),
 }
 
 
@@ -280,8 +274,9 @@ def _space(
     for key in sorted(tune.space, key=lambda key: key.count(".")):
         path = ("tune", "space", key)
         given = tune.space[key]
-        if key in _NOT_TUNED or key.split(".")[0] in ("tune", "seeds", "sweep"):
-            reason = _NOT_TUNED.get(key, "it is no setting")
+        bare = re.sub(r"^stages\.\d+\.", "", key)
+        if bare in _NOT_TUNED or key.split(".")[0] in ("tune", "seeds", "sweep"):
+            reason = _NOT_TUNED.get(bare, "it is no setting")
             problems.append(document.error(path, f"cannot be tuned: {reason}"))
             continue
         if not isinstance(given, dict):

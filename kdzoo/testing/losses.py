@@ -304,6 +304,36 @@ class LossChecks(Checks[Loss]):
             "normalizers from all rows whatever they weigh",
         )
 
+    def columns(self) -> None:
+        """As declared (``takes_columns``): it follows ``batch.columns``, in the rows of the other
+        classes alone."""
+        if not self.component.takes_columns:
+            raise NotApplicable("it does not declare that it takes columns")
+        given, loss = self._precisely()
+        targets = given.batch.targets
+
+        def under(columns: Tensor) -> Tensor:
+            batch = replace(given.batch, columns=columns)
+            return self._quietly(loss, replace(given, batch=batch))
+
+        plain, ones = self._quietly(loss, given), torch.ones(CLASSES)
+        require(
+            close(under(ones), plain, _tolerance(plain)),
+            "its values change under columns of 1, which take nothing away",
+        )
+        own = targets == targets[0]
+        rows = under(ones.index_fill(0, targets[:1], 0.0))
+        require(
+            close(rows[own], plain[own], _tolerance(plain)),
+            "a column of 0 changes the values of the class's own samples: batch.columns is about "
+            "the samples of the other classes",
+        )
+        require(
+            bool((rows[~own] != plain[~own]).all()),
+            "a column of 0 changes nothing for samples of other classes, and it declares that it "
+            "follows batch.columns (takes_columns)",
+        )
+
     def identity(self) -> None:
         """As declared: 0 where the student's outputs are the teacher's."""
         self._declared("identity")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdzoo.testing.checks import ContractError, NotApplicable, require
 from kdzoo.training.checkpoint import load_tensors, refuse_more_than_data
+from kdzoo.training.environment import missing_compiler
 
 __all__ = [
     "close",
@@ -66,7 +65,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
 
 def need_compiler() -> None:
     """Raise NotApplicable where torch's own compiler finds none for C++."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
+    if missing_compiler() is not None:
         raise NotApplicable("there is no C++ compiler (g++, or what CXX names)")
 
 

@@ -17,6 +17,7 @@ from kdzoo.errors import SpecError
 from kdzoo.extend.bases import ClassPolicy, Loss
 from kdzoo.extend.contracts import (
     Batch,
+    ClassState,
     ClassWeights,
     Floats,
     Layers,
@@ -31,6 +32,13 @@ from kdzoo.testing.scene import IMAGE, Labels
 __all__ = ["PolicyChecks"]
 
 _CLASSES = tuple("abcdefghij")
+_ANSWERED = {
+    "teacher": "teacher weights",
+    "label": "label weights",
+    "columns": "columns",
+    "states": "states",
+}
+_OPTIONAL = {"columns", "states"}
 _EPOCHS = 15
 _IMAGES = 100  # of each class, in training and in validation
 
@@ -44,7 +52,8 @@ class PolicyChecks(Checks[ClassPolicy]):
     base = ClassPolicy
 
     def valid_weights(self) -> None:
-        """Whatever the curves, each class gets two finite weights that are not below 0."""
+        """Whatever the curves, each class gets two finite weights that are not below 0, and where
+        they are answered a column from 0 to 1 and a state."""
         for what, curves in _stories():
             policy = self._policy(has_baseline=curves.baseline is not None)
             if policy is None:
@@ -349,15 +358,25 @@ def _require_valid(weights: Any, who: str) -> None:
         isinstance(weights, ClassWeights),
         f"{who} answered {type(weights).__name__}; it must be kdzoo.ClassWeights",
     )
-    for which in ("teacher", "label"):
+    for which, what in _ANSWERED.items():
+        if getattr(weights, which) is None and which in _OPTIONAL:
+            continue
         values: Floats = np.asarray(getattr(weights, which), dtype=np.float64)
         require(
             values.shape == (len(_CLASSES),),
-            f"{who} answered {which} weights of shape {values.shape}; it must be one a class",
+            f"{who} answered {what} of shape {values.shape}; it must be one a class",
         )
         require(
             bool(np.isfinite(values).all() and (values >= 0).all()),
-            f"{who} answered {which} weights that are negative, NaN or infinite: {values.tolist()}",
+            f"{who} answered {what} that are negative, NaN or infinite: {values.tolist()}",
+        )
+        require(
+            which != "columns" or bool((values <= 1).all()),
+            f"{who} answered columns above 1: {values.tolist()}; they say how much is left",
+        )
+        require(
+            which != "states" or bool(np.isin(values, list(ClassState)).all()),
+            f"{who} answered states that are none of kdzoo.ClassState: {values.tolist()}",
         )
 
 
@@ -365,7 +384,7 @@ def _alike(one: Sequence[ClassWeights], other: Sequence[ClassWeights]) -> bool:
     return len(one) == len(other) and all(
         np.array_equal(getattr(a, which), getattr(b, which))
         for a, b in zip(one, other, strict=True)
-        for which in ("teacher", "label")
+        for which in _ANSWERED
     )
 
 

@@ -24,11 +24,12 @@ from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from kdzoo.data.images import own_rows
-from kdzoo.errors import KdzooError, ProcessError, RunError
+from kdzoo.data.images import Images, own_rows
+from kdzoo.errors import KdzooError, ProcessError, RunError, SpecError
+from kdzoo.spec.models import Spec
 from kdzoo.training.whole_batch import WholeBatch
 
-__all__ = ["Processes", "processes"]
+__all__ = ["Processes", "processes", "refuse_too_many_processes"]
 
 T = TypeVar("T")
 
@@ -203,7 +204,12 @@ class _Several(Processes):
         return box[0]
 
     def same(self, module: nn.Module) -> None:
-        module.load_state_dict(self.shared(module.state_dict()))
+        # From the CPU: a tensor of a GPU would come out on the same one of the other process.
+        state = {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in module.state_dict().items()
+        }
+        module.load_state_dict(self.shared(state))
 
     def whole_batch(self, size: int) -> contextlib.AbstractContextManager[object]:
         return WholeBatch(own_rows(size, self.rank, self.count), size)
@@ -319,6 +325,23 @@ def processes() -> Processes:
     # torchrun starts all of them again with the same store; what was said before is of no account.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return _Several(PrefixStore(f"kdzoo/{attempt}", store), rank, count)
+
+
+def refuse_too_many_processes(spec: Spec, images: Images) -> None:
+    """Each process needs an image of each step.
+
+    Raises:
+        SpecError: a step has fewer images than there are processes.
+    """
+    count = processes().count
+    for stage in spec.stages:
+        fewest = min(images.sizes(stage.train.batch_size))
+        if fewest < count:
+            raise SpecError(
+                f"batch_size: {stage.train.batch_size} leaves {fewest} images for a step of the "
+                f"{len(images.train)} training images, and there are {count} processes; choose "
+                "another, or start fewer processes"
+            )
 
 
 def _is_lost(error: BaseException | None) -> bool:

@@ -1,21 +1,77 @@
-"""environment.json: what a run's last digits depend on."""
+"""Where a run computes; and environment.json, what its last digits depend on."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
+import shutil
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from kdzoo.errors import RunError
 from kdzoo.extend.registry import REGISTERED, registry
+from kdzoo.spec.models import Spec
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.distributed import processes
 
-__all__ = ["environment", "keep_environment", "read_environment"]
+__all__ = [
+    "device_of",
+    "environment",
+    "keep_environment",
+    "missing_compiler",
+    "need_compiler",
+    "read_environment",
+]
 
 log = logging.getLogger("kdzoo")
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a spec's ``device`` stands for, in this process.
+
+    Raises:
+        RunError: there is none, or none for this process.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RunError("device: cuda is asked for, and torch finds none; use cpu or auto")
+    if processes().count == 1:
+        return torch.device("cuda")
+    there = torch.cuda.device_count()
+    if processes().local_rank >= there:
+        raise RunError(
+            f"there are {processes().local_count} processes on a machine with {there} GPUs; start "
+            "one process a GPU, or say `device: cpu`"
+        )
+    torch.cuda.set_device(processes().local_rank)
+    return torch.device("cuda", processes().local_rank)
+
+
+def missing_compiler() -> str | None:
+    """The C++ compiler that torch would call, if it is not there."""
+    compiler = os.environ.get("CXX", "g++")
+    return compiler if shutil.which(compiler) is None else None
+
+
+def need_compiler(spec: Spec, device: torch.device) -> None:
+    """Where steps are compiled.
+
+    Raises:
+        RunError: there is no compiler.
+    """
+    compiled = any(stage.train.compile for stage in spec.stages)
+    if compiled and device.type == "cpu" and (compiler := missing_compiler()) is not None:
+        raise RunError(
+            f"compile: torch needs a C++ compiler, and there is no {compiler}; install one, name "
+            "another in the variable CXX, or say `compile: false`"
+        )
 
 
 def environment(device: torch.device, *, processes: int, compiled: bool) -> dict[str, Any]:

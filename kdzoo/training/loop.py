@@ -337,7 +337,7 @@ class Trainer:
 
 def learning_parameters(distiller: Distiller, stage: Stage) -> list[nn.Parameter]:
     """The parameters that learn in a stage; all others are frozen (not buffers: the running
-    statistics of batch norm follow whatever passes).
+    statistics of batch norm follow whatever passes). What a component froze itself stays frozen.
 
     Raises:
         SpecError: the stage's ``learn`` names parameters that do not exist.

@@ -31,6 +31,7 @@ from kdzoo.data.images import Images, View
 from kdzoo.distill.network import Network
 from kdzoo.distill.rows import RowLayout
 from kdzoo.extend.contracts import Layer, Outputs
+from kdzoo.training.weights import digest_of
 
 __all__ = ["Taught", "TeacherStore", "chunk_size", "nothing_known", "store_key"]
 
@@ -64,10 +65,8 @@ def store_key(teacher: Network, images: Images, chunk: int | None, about: object
         chunk: how many of them at a time.
         about: everything else, as plain data.
     """
-    digest = hashlib.sha256()
-    for name, tensor in [*teacher.named_parameters(), *teacher.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    weights = digest_of([*teacher.named_parameters(), *teacher.named_buffers()])
+    digest = hashlib.sha256(weights.encode())
     digest.update(images.train.indices.cpu().numpy().data)
     known = [
         _FORMAT,

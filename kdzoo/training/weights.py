@@ -24,7 +24,7 @@ from kdzoo.extend.registry import registry
 from kdzoo.training.checkpoint import load_tensors, not_a_checkpoint
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["NetworkRecipe", "load_weights"]
+__all__ = ["NetworkRecipe", "digest_of", "load_weights"]
 
 _KEY = "kdzoo"  # of our record in the metadata of a .safetensors file
 
@@ -86,10 +86,10 @@ class NetworkRecipe:
     def save(self, network: Network, directory: RunDirectory) -> None:
         """Write the weights, with this recipe beside them, as ``student.safetensors``."""
         state = _without_aliases(network.model.state_dict())
+        record = {"recipe": vars(self), "weights": digest_of(sorted(state.items()))}
         content = safetensors.torch.save(
             {name: tensor.cpu().clone() for name, tensor in state.items()},
-            # One key, since the order of several is random.
-            {_KEY: json.dumps({"recipe": vars(self), "weights": _digest(state)}, sort_keys=True)},
+            {_KEY: json.dumps(record, sort_keys=True)},  # one key: the order of several is random
         )
         directory.write(directory.student, content)
 
@@ -122,7 +122,7 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
         record = _record(file)
         with _reading(file):
             state: dict[str, Tensor] = safetensors.torch.load_file(file)
-            if record is not None and record["weights"] != _digest(state):
+            if record is not None and record["weights"] != digest_of(sorted(state.items())):
                 raise ValueError("its weights are not those that were written")
     else:
         state = _state_dict_in(load_tensors(file), file)
@@ -146,6 +146,15 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
             + "; it ".join(problems)
         )
     model.load_state_dict(state, strict=False)  # all but aliases is there: checked above
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of names and values: a file of weights has no checksums of its own."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
@@ -223,15 +232,6 @@ def _record(file: Path) -> dict[str, Any] | None:
         with safetensors.safe_open(file, "pt") as archive:
             metadata = archive.metadata() or {}
         return json.loads(metadata[_KEY]) if _KEY in metadata else None
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """A hash of names and values: a file of weights has no checksums of its own."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from rich.table import Table
 
+from kdzoo.report.table import plain_table
 from kdzoo.tuning.trials import importances_of, number, ranked, short
 
 __all__ = ["tuning_lines", "tuning_table"]
@@ -18,9 +19,7 @@ def tuning_table(study: Study) -> Table:
     names = study.user_attrs["objective"]
     best = ranked(study)[:_ROWS]
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("trial", *names, *keys):
-        table.add_column(column, justify="right")
+    table = plain_table("trial", *names, *keys, words=0)
     for trial in best:
         values = [number(name, v) for name, v in zip(names, trial.values, strict=True)]
         params = [short(trial.params[key]) if key in trial.params else "" for key in keys]

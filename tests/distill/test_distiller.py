@@ -289,21 +289,24 @@ def test_each_term_gets_the_policys_weights_for_its_guidance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("wrong", "message"),
     [
-        (np.ones(4), r"answered teacher weights of shape \(4,\); they must be \(5,\)"),
-        (np.array([1, 1, -1, 1, 1.0]), "are negative, NaN or infinite"),
-        (np.array([1, 1, np.nan, 1, 1]), "are negative, NaN or infinite"),
+        ({"teacher": np.ones(4)}, r"answered teacher weights of shape \(4,\); they must be \(5,\)"),
+        ({"teacher": np.array([1, 1, -1, 1, 1.0])}, "are negative, NaN or infinite"),
+        ({"label": np.array([1, 1, np.nan, 1, 1])}, "are negative, NaN or infinite"),
+        ({"columns": np.array([1, 1, 1.5, 1, 1])}, "answered columns above 1; .* 0 to 1"),
+        ({"states": np.array([1, 7, 1, 1, 1])}, r"none of kdzoo.ClassState: \[7.0\]"),
+        ({"states": np.array([1, 1.5, 1, 1, 1])}, r"none of kdzoo.ClassState: \[1.5\]"),
     ],
 )
-def test_a_policy_that_answers_nonsense_is_named(weights: np.ndarray, message: str) -> None:
+def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message: str) -> None:
     class Nonsense(kdzoo.ClassPolicy):
         """Answers nonsense."""
 
         name = "nonsense"
 
         def update(self, curves):
-            return kdzoo.ClassWeights(weights, np.ones(5))
+            return kdzoo.ClassWeights(**{"teacher": np.ones(5), "label": np.ones(5), **wrong})
 
     made = distiller(policy=Nonsense()).train()
     made(*batch()[:2])
@@ -466,6 +469,48 @@ def test_a_distiller_goes_on_exactly_from_its_state_dict() -> None:
         assert one.keys() == other.keys()
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("source", ["training", "validation"])
+def test_features_are_compared_where_the_policy_reads_them_and_kept_in_mid_epoch_alone(
+    source: str,
+) -> None:
+    layers = kdzoo.Layers(penultimate="flat", head="head")
+
+    def fresh() -> kdzoo.Distiller:
+        policy = _policy("tllm", signal="cka", source=source)
+        options: dict[str, Any] = {"teacher_layers": layers, "student_layers": layers}
+        images = torch.arange(250) % 5  # as many as the policy asks for
+        return distiller(policy=policy, validation_targets=images, **options).train()
+
+    def show(made: kdzoo.Distiller, seed: int) -> None:
+        with torch.no_grad():
+            made(*batch(40, seed))
+        made.validate(*batch(40, 10 + seed))
+
+    def held(made: kdzoo.Distiller) -> int:
+        state = made.curves.state_dict().values()
+        return sum(value.numel() for value in state if isinstance(value, Tensor))
+
+    whole = fresh()
+    show(whole, 0)
+    saved = copy.deepcopy(whole.state_dict())
+    show(whole, 1)
+    middle = held(whole)
+    curves = whole.end_epoch()
+    assert held(whole) == 2 * 5 * 8 < middle  # the counts alone, of both kinds of images
+    again = fresh()
+    again.load_state_dict(saved)
+    show(again, 1)
+    other = again.end_epoch()
+    assert curves.validation is not None
+    assert other.validation is not None
+    for which, one, two in (
+        ("training", curves.similarity, other.similarity),
+        ("validation", curves.validation.similarity, other.validation.similarity),
+    ):
+        np.testing.assert_array_equal(one, two)
+        assert np.isfinite(one).all() if which == source else np.isnan(one).all()
 
 
 def test_a_deep_copy_is_independent() -> None:

@@ -136,6 +136,23 @@ def test_a_map_that_shrinks_is_averaged_and_one_that_grows_is_interpolated() -> 
         torch.testing.assert_close(tokens(feature), wanted.flatten(2).transpose(1, 2))
 
 
+def test_a_side_that_shrinks_is_averaged_whatever_becomes_of_the_other() -> None:
+    feature = torch.randn(2, 6, 2, 8)
+    for student, wanted in (
+        (feature, (4, 4)),  # one side grows, the other shrinks
+        (feature.mT, (4, 4)),
+        (feature[..., :4], (4, 4)),  # one side grows, the other stays
+        (feature.mT[..., :4, :], (4, 4)),
+    ):
+        tokens = adapter("tokens", tuple(student.shape[1:]), (16, 6))
+        nn.init.eye_(tokens.linear.weight)
+        nn.init.zeros_(tokens.linear.bias)
+        height, width = student.shape[2:]
+        small = nn.functional.avg_pool2d(student, (max(height // 4, 1), max(width // 4, 1)))
+        resized = nn.functional.interpolate(small, wanted, mode="bilinear")
+        torch.testing.assert_close(tokens(student), resized.flatten(2).transpose(1, 2))
+
+
 def test_class_tokens_are_compared_with_class_tokens() -> None:
     tokens = adapter("tokens", (1 + 16, 6), (1 + 4, 6))
     nn.init.eye_(tokens.linear.weight)

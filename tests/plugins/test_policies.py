@@ -289,6 +289,7 @@ def test_what_tllm_cannot_have_is_refused() -> None:
     refused('"b" has 9 validation images', {"validation": few}, source="validation")
     refused('"a" has 10 training images, and 50', {"samples": few}, signal="cka")
     refused("after epoch 12", {}, last_epoch=11)
+    refused("say `source: validation` too", {}, signal="cka", balance_on="validation")
     with pytest.raises(kdzoo.SpecError, match="two at least must be"):
         policy("fixed", classes=list(CLASSES[:9]))
 
@@ -298,6 +299,21 @@ def test_a_teacher_that_knows_all_is_warned_of_once(caplog: pytest.LogCaptureFix
         caplog.clear()
         decide(policy("tllm", signal=signal), *falling({}, 3))
         assert caplog.text.count("right on 100.0 % of the training images") == warnings
+
+
+def test_what_a_policy_needs_is_looked_at_in_its_first_epoch_of_whatever_stage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shown = curves(*falling({}, 5))
+    made = policy("tllm", signal="agreement")
+    made.update(shown.first(4))  # the stages before it had three epochs
+    again = policy("tllm", signal="agreement")
+    again.load_state_dict(made.state_dict())
+    again.update(shown)
+    assert caplog.text.count("right on 100.0 % of the training images") == 1
+    measured = dataclasses.replace(shown, validation=curves(falling({}, 5)[0]))
+    with pytest.raises(kdzoo.SpecError, match="no baseline: pass `validation_baseline`"):
+        policy("tllm", source="validation").update(measured)
 
 
 def test_fixed_and_all() -> None:
@@ -388,6 +404,14 @@ def test_oracle_knows_what_hurt_the_runs_of_other_seeds(tmp_path: Path) -> None:
     one = policy("oracle", runs=runs[:2], max_fraction=0.1).initial(10)
     assert np.flatnonzero(one.teacher == 0).tolist() == [7]  # the one that was hurt most
     assert (policy("oracle", runs=runs, margin=0.1).initial(10).teacher == 1).all()
+
+
+def test_oracle_goes_by_the_epochs_in_which_a_run_had_a_baseline(tmp_path: Path) -> None:
+    """A first stage without label terms has none; the window reaches into it."""
+    run = earlier_run(tmp_path / "staged", gaps(c=-0.10), seed=1, without=3)
+    for window in (1, 5):
+        listed = policy("oracle", runs=[run], window=window).initial(10).teacher == 0
+        assert np.flatnonzero(listed).tolist() == [2]
 
 
 def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ def test_the_other_methods_named_in_a_pair(tmp_path: Path, name: str) -> None:
     assert (found["fitnet"].weight, found["crd"].weight) == (100.0, 0.8)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_published_weights_as_a_pair_says_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "ckpt_epoch_240.pth").touch()
+    (loaded,) = re.findall(r"^#   (teacher: .*checkpoint.*)$", PAIRS[name], re.MULTILINE)
+    chapter = re.compile(r"^teacher:\n(  .*\n)+", re.MULTILINE)
+    text, times = chapter.subn(f"{loaded}\n", PAIRS[name])
+    assert times == 1
+    spec = kdzoo.read_spec(written(tmp_path, text))
+    assert spec.teacher is not None
+    assert spec.teacher.checkpoint == str(tmp_path / "ckpt_epoch_240.pth")
+    assert f"-{spec.teacher.use}-" in name
+
+
 @pytest.mark.parametrize("method", ["fitnet", "crd"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_layers_of_each_pair_fit(name: str, method: str) -> None:

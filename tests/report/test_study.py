@@ -89,9 +89,12 @@ def test_settings_are_told_apart_as_set_would_say_it(tmp_path: Path) -> None:
 
 def test_what_does_not_decide_makes_no_setting(tmp_path: Path) -> None:
     one = finished_run(tmp_path / "a", seed=0)
-    other = finished_run(tmp_path / "b", seed=1, changes={"device": "cpu", "name": "other"})
-    report = StudyReport.of([other, one])
-    assert [setting.seeds for setting in report.settings] == [(0, 1)]
+    data, train = {"use": "image-folder", "workers": 2}, {"epochs": 8, "compile": True}
+    changes = {"device": "cpu", "name": "other", "data": data, "train": train, "threads": 2}
+    other = finished_run(tmp_path / "b", seed=1, changes=changes)
+    third = finished_run(tmp_path / "c", seed=2, changes={"train": {"epochs": 9}})
+    report = StudyReport.of([other, one, third])
+    assert [setting.seeds for setting in report.settings] == [(0, 1), (2,)]
 
 
 def test_what_cannot_be_compared_is_refused(
@@ -268,3 +271,58 @@ def test_a_run_that_another_process_has_is_left_for_the_end(
     thread.join()
     assert "it is left for the end" in caplog.text
     assert study.runs[0].directory == first
+
+
+def test_one_that_diverges_is_left_out_whoever_had_it_first(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process has the run, and ends without having finished it."""
+    import threading
+    import time
+
+    from kdzoo.pipeline import Sessions
+    from kdzoo.spec.read import read_study
+
+    losses = ["ce", {"use": "sample-explodes"}]
+    sweep = {"losses.sample-explodes.after": [1.0, 1000.0]}
+    spec = {**tiny, "baseline": False, "policy": "all", "losses": losses, "sweep": sweep}
+    first = Sessions(tmp_path).directory(read_study(spec)[0])
+    ready = threading.Event()
+
+    def hold() -> None:
+        with first.locked(wait=False):
+            ready.set()
+            deadline = time.monotonic() + 60
+            while "it is left for the end" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait()
+    with caplog.at_level("INFO", "kdzoo"):
+        study = kdzoo.run_study(spec, runs=tmp_path)
+    thread.join()
+    assert len(study.runs) == 1
+    (failure,) = study.failures
+    assert isinstance(failure, kdzoo.NonFiniteError)
+    assert (study.directory / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ({"log_every": [5, 10]}, r"run 1 \(log_every=5\) and run 2 \(log_every=10\) are the same"),
+        ({"data.flip": [False, None]}, r"run 1 \(data.flip=false\) and run 2 \(data.flip=null\)"),
+        (
+            {"train.compile": [False, True], "losses.kd.temperature": [2.0, 4.0]},
+            r"run 1 \(train.compile=false\) and run 3 \(train.compile=true\)",
+        ),
+        ({"stop_epoch": [None, 4]}, r"run 1 \(stop_epoch=null\) and run 2 \(stop_epoch=4\)"),
+    ],
+)
+def test_cells_that_are_the_same_run_are_refused_before_anything_is_trained(
+    tmp_path: Path, tiny: dict[str, Any], sweep: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(kdzoo.SpecError, match=said):
+        kdzoo.run_study({**tiny, "seeds": [0], "sweep": sweep}, runs=tmp_path)
+    assert not list(tmp_path.glob("tiny*"))

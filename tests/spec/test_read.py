@@ -41,7 +41,8 @@ def test_the_starter_is_read_with_every_default_filled_in(tmp_path: Path) -> Non
 
 
 def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
-    for source in (write(tmp_path, STARTER), tiny, {**tiny, "stop_epoch": 3}):
+    sources = (write(tmp_path, STARTER), tiny, {**tiny, "stop_epoch": 3})
+    for source in (*sources, {**tiny, "teacher": "sample-knowing"}):
         spec = kdzoo.read_spec(source)
         assert kdzoo.read_spec(write(tmp_path, dump_spec(spec))) == spec
         assert kdzoo.read_spec(spec) == spec
@@ -95,6 +96,16 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
         ("train: {epochs: 20}}", "}", "say where its weights come from: `train`"),
         ("train: {epochs: 20}}", "checkpoint: no.pt}", "no.pt is not there, or is no file"),
+        (
+            "{use: small-cnn, width: 64, train: {epochs: 20}}",
+            "{use: small-cnn, checkpoint: no.pt, seed: 1}",
+            "teacher: is not trained here (no `train`); remove `seed`",
+        ),
+        (
+            "{use: small-cnn, width: 64, train: {epochs: 20}}",
+            "{use: sample-knowing, losses: [ce], seed: own}",
+            "teacher: is not trained here (no `train`); remove `losses`, `seed`",
+        ),
         ("{use: kd, weight: 0.9", "{use: ce, weight: 0.9", 'another loss has the id "ce"'),
         ("temperature: 4", "layers: {student: 1, teacher: 1}", "compares logits, not layers"),
         ("temperature: 4", "adapter: sample-linear", 'loss "kd" takes no adapter'),

@@ -253,6 +253,45 @@ class OneFewer(Pairs):
         return max(len(batch.targets) - 1, 1)
 
 
+class Masked(kdzoo.Loss):
+    """Squared differences of logits: of each class as much as its column leaves."""
+
+    name = "masked"
+    takes_columns = True
+    invariances = frozenset({"identity", "duplication", "permutation"})
+
+    def forward(self, student: kdzoo.Outputs, teacher: kdzoo.Outputs, batch: kdzoo.Batch) -> Tensor:
+        apart = (student.logits.float() - teacher.logits.float()).square()
+        if batch.columns is None:
+            return apart.mean(1)
+        return (apart * self.left(batch.columns, batch.targets)).mean(1)
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        own = nn.functional.one_hot(targets, len(columns)).bool()
+        return torch.where(own, torch.ones_like(columns), columns)
+
+
+class IgnoresColumns(Masked):
+    """Declares that it takes columns, and does not."""
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        return torch.ones_like(columns)
+
+
+class TakesItsOwn(Masked):
+    """Takes a class's column out of its own samples, too."""
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        return columns
+
+
+class NeverWhole(Masked):
+    """Is another loss as soon as there are columns."""
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        return 0.9 * super().left(columns, targets)
+
+
 class Neighbours(kdzoo.Loss):
     """Compares each sample with the one after it, and declares that the order does not matter."""
 
@@ -434,6 +473,9 @@ EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
     (Forgets, "resume"),
     (WeightsItsRows, "class_weights"),
     (ForgetsPartners, "class_weights"),
+    (IgnoresColumns, "columns"),
+    (TakesItsOwn, "columns"),
+    (NeverWhole, "columns"),
     (OneFewer, "duplication"),
     (Neighbours, "permutation"),
     (NotZero, "identity"),
@@ -458,7 +500,7 @@ SEVERAL: list[tuple[type[kdzoo.Loss], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("sound", [Sound, Pairs, Noisy])
+@pytest.mark.parametrize("sound", [Sound, Pairs, Masked, Noisy])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.Loss]) -> None:
     assert caught(sound) == set()
 

@@ -142,6 +142,75 @@ class Huge(Sound):
         return kdzoo.ClassWeights(teacher=huge, label=huge)
 
 
+class Columns(Sound):
+    """Takes a class's column out where it is not taught, and says so."""
+
+    sets_columns = True
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        weights = super().update(curves)
+        taught = weights.teacher > 0
+        return kdzoo.ClassWeights(
+            weights.teacher,
+            weights.label,
+            self.columns(taught, curves),
+            self.states(taught, curves),
+        )
+
+    def columns(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        return np.where(taught, 1.0, 0.0)
+
+    def states(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        return np.where(taught, kdzoo.ClassState.TAUGHT, kdzoo.ClassState.UNTAUGHT)
+
+
+class MoreThanAll(Columns):
+    """More than all is left of the column of a class without samples."""
+
+    def columns(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        return np.where(np.isnan(curves.student[-1]), 1.5, super().columns(taught, curves))
+
+
+class NoSuchState(Columns):
+    """Has a state of its own for a class without samples."""
+
+    def states(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        return np.where(np.isnan(curves.student[-1]), 7, super().states(taught, curves))
+
+
+class OneState(Columns):
+    """Has a state for all classes at once."""
+
+    def states(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        states = super().states(taught, curves)
+        return states[:1] if np.isnan(curves.student[-1]).any() else states
+
+
+class AnswersItsColumns(Columns):
+    """Answers the columns that it goes on writing into."""
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        super().setup(setting)
+        self.left = np.ones(len(setting.classes))
+
+    def columns(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        self.left[:] = super().columns(taught, curves)
+        return self.left
+
+
+class ForgetsItsStates(Columns):
+    """What it calls a class depends on how often it was asked, which is not saved."""
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        super().setup(setting)
+        self.updates = 0
+
+    def states(self, taught: np.ndarray, curves: kdzoo.TeachingCurves) -> np.ndarray:
+        self.updates += 1
+        states = super().states(taught, curves)
+        return states if self.updates > 3 else np.full_like(states, kdzoo.ClassState.WARM_UP)
+
+
 EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
     (Undescribed, "contract"),
     (NanForNan, "valid_weights"),
@@ -153,11 +222,17 @@ EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
     (Forgets, "resume"),
     (Uncopyable, "copies"),
     (Huge, "in_a_distiller"),
+    (MoreThanAll, "valid_weights"),
+    (NoSuchState, "valid_weights"),
+    (OneState, "valid_weights"),
+    (AnswersItsColumns, "answers_stay"),
+    (ForgetsItsStates, "resume"),
 ]
 
 
-def test_what_is_sound_passes_every_check() -> None:
-    assert caught(Sound) == set()
+@pytest.mark.parametrize("sound", [Sound, Columns])
+def test_what_is_sound_passes_every_check(sound: type[kdzoo.ClassPolicy]) -> None:
+    assert caught(sound) == set()
 
 
 @pytest.mark.parametrize(("mutant", "check"), EXACTLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import subprocess
 import sys
@@ -63,7 +64,6 @@ def test_a_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     directory = RunDirectory(tmp_path / "runs" / "x")
     lock = directory.locked(wait=False)
-    lock = directory.locked(wait=False)
     with pytest.raises(kdzoo.RunError, match="cannot be used as run directory"), lock:
         pass
 
@@ -111,13 +111,33 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
 
 
 def test_curves_read_back_exactly(tmp_path: Path) -> None:
+    """Those of training samples and of validation images; all but what no file has."""
     draw = np.random.default_rng(0)
-    arrays = [draw.random((4, 3)) for _ in range(8)]
-    arrays[1][2, 1] = np.nan
+    unwritten = {"learning_rate", "stage"}
+
+    def drawn(**more: Any) -> kdzoo.TeachingCurves:
+        names = {field.name for field in dataclasses.fields(kdzoo.TeachingCurves)}
+        arrays = {name: draw.random((4, 3)) for name in names - unwritten - more.keys()}
+        arrays["student"][2, 1] = np.nan
+        return kdzoo.TeachingCurves(**arrays, **more)
+
+    states = draw.integers(0, len(kdzoo.ClassState), (4, 3)).astype(np.float64)
+    curves = drawn(state=states, validation=drawn(validation=None))
     file = tmp_path / "classes.csv"
-    file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), kdzoo.TeachingCurves(*arrays)))
-    read = read_curves(file)[1]
-    assert np.array_equal(read.student, arrays[1], equal_nan=True)
+    file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), curves))
+    names, read = read_curves(file)
+    assert names == ("a", "b,c", 'd"')
+    assert read.validation is not None
+    policys = ("teacher_weight", "label_weight", "state")  # the same for all images
+    for field in dataclasses.fields(kdzoo.TeachingCurves):
+        if field.name in unwritten | {"validation"}:
+            continue
+        wanted, got = getattr(curves, field.name), getattr(read, field.name)
+        np.testing.assert_array_equal(got, wanted, err_msg=field.name)
+        if field.name not in policys:
+            wanted = getattr(curves.validation, field.name)
+        got = getattr(read.validation, field.name)
+        np.testing.assert_array_equal(got, wanted, err_msg=f"validation {field.name}")
     file.write_text("epoch,class\n1,a\n")
     with pytest.raises(kdzoo.CheckpointError, match="the curves cannot be read"):
         read_curves(file)

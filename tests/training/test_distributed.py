@@ -360,3 +360,25 @@ def test_too_many_processes_are_refused(
     monkeypatch.setattr(Processes, "count", 15)
     with pytest.raises(kdzoo.SpecError, match=r"leaves \d+ images for a step .* 15 processes"):
         kdzoo.run({**tiny, "train": {"epochs": 1, "batch_size": 14}}, runs=tmp_path)
+
+
+def test_a_teacher_of_a_gpu_travels_by_the_cpu() -> None:
+    """Or it would come out on the first one's GPU in every process; the GPU is a simulated one."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from kdzoo.training.distributed import _Several
+
+    class Seen(_Several):
+        def __init__(self) -> None:
+            self.value: Any = None
+
+        def shared(self, value: Any) -> Any:
+            self.value = value
+            return value
+
+    with FakeTensorMode():
+        teacher = nn.BatchNorm1d(3, device="cuda")
+        seen = Seen()
+        seen.same(teacher)
+    assert {tensor.device.type for tensor in seen.value.values()} == {"cpu"}
+    assert {tensor.device.type for tensor in teacher.state_dict().values()} == {"cuda"}

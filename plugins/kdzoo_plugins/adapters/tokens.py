@@ -19,9 +19,9 @@ class Tokens(kdzoo.Adapter):
 
     Patch tokens are laid out as the square map that they came from; leading class tokens, which
     have no place there, are left out. Where the teacher has class tokens, they are compared with
-    the mean over the map (or with the student's own class tokens, if it has as many). The map is
-    resized bilinearly, or by average pooling where it shrinks, and a linear layer brings it to the
-    teacher's width.
+    the mean over the map (or with the student's own class tokens, if it has as many). Each side of
+    the map is averaged where it shrinks, and then interpolated (bilinear) where it grows; a linear
+    layer brings the map to the teacher's width.
     """
 
     name = "tokens"
@@ -46,10 +46,10 @@ class Tokens(kdzoo.Adapter):
             maps = patches.transpose(1, 2).reshape(len(patches), -1, *self.grid)
         else:
             classes, maps = feature.new_zeros(len(feature), 0, feature.shape[1]), feature
-        shrinks = self.teacher_grid < self.grid
-        if shrinks:
-            maps = functional.adaptive_avg_pool2d(maps, self.teacher_grid)
-        elif self.teacher_grid != self.grid:
+        least = min(self.grid[0], self.teacher_grid[0]), min(self.grid[1], self.teacher_grid[1])
+        if least != self.grid:
+            maps = functional.adaptive_avg_pool2d(maps, least)
+        if least != self.teacher_grid:
             maps = functional.interpolate(maps, self.teacher_grid, mode="bilinear")
         if not self.to_tokens:
             mapped: Tensor = self.linear(maps.movedim(1, -1))

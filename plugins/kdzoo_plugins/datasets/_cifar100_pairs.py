@@ -31,8 +31,8 @@ seed: 0
 # The published recipes train on all 50,000 images and keep none for validation.
 data: {{use: torchvision, dataset: CIFAR100, root: data, download: true, validation: 0}}
 
-# Trained here once, and found again by the other specs. For published weights, name their file
-# instead of `train`: {{use: {teacher}, checkpoint: ckpt_epoch_240.pth}}
+# Trained here once, and found again by the other specs. For published weights, instead of all this:
+#   teacher: {{use: {teacher}, checkpoint: ckpt_epoch_240.pth}}
 teacher:
   use: {teacher}
   seed: 0

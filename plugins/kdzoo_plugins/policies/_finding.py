@@ -95,6 +95,11 @@ class FindingPolicy(UntaughtPolicy):
                 'signal "baseline" compares with a baseline run, and there is none; say '
                 "`baseline: true`, or another signal, such as `signal: residual`"
             )
+        if params.signal == "cka" and params.source == "training" and self.needs_validation:
+            raise kdzoo.SpecError(
+                "features are compared on the validation images where a policy looks at these, as "
+                "with `balance_on: validation`; say `source: validation` too"
+            )
         if params.source == "validation" or params.signal == "cka":
             refuse_few_images(setting, _FEWEST[params.signal], params.source)
         first = params.start_epoch + params.patience - 1
@@ -111,6 +116,7 @@ class FindingPolicy(UntaughtPolicy):
         self._found: Bools = np.zeros(count, dtype=np.bool_)
         self._stopped: Bools = np.zeros(count, dtype=np.bool_)
         self._suspect: Bools = np.zeros(count, dtype=np.bool_)
+        self._begun = False
 
     def initial(self, num_classes: int) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""
@@ -119,7 +125,8 @@ class FindingPolicy(UntaughtPolicy):
     def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
         params, epochs = self.params, len(curves.student)
-        if epochs == 1:
+        if not self._begun:  # it may be the policy of a later stage
+            self._begun = True
             self._warn_of_a_teacher_that_knows_all(curves)
             if params.signal == "baseline" and self._read(curves).baseline is None:
                 raise kdzoo.SpecError(
@@ -170,9 +177,9 @@ class FindingPolicy(UntaughtPolicy):
         return self.weights(self._stopped, states)
 
     def _warn_of_a_teacher_that_knows_all(self, curves: kdzoo.TeachingCurves) -> None:
-        """Once, after the first epoch: what is compared with it is then hardly more than the
-        student's own accuracy."""
-        teacher, samples = curves.teacher[0], curves.samples[0]
+        """Once, after the policy's first epoch: what is compared with it is then hardly more than
+        the student's own accuracy."""
+        teacher, samples = curves.teacher[-1], curves.samples[-1]
         known = np.isfinite(teacher) & (samples > 0)
         if self.params.source == "validation" or not known.any():
             return
@@ -192,6 +199,7 @@ class FindingPolicy(UntaughtPolicy):
             "found": self._found.tolist(),
             "stopped": self._stopped.tolist(),
             "suspect": self._suspect.tolist(),
+            "begun": self._begun,
             "test": self._test.state_dict(),
             **super().state_dict(),
         }
@@ -201,6 +209,7 @@ class FindingPolicy(UntaughtPolicy):
         self._found = np.array(state["found"], dtype=np.bool_)
         self._stopped = np.array(state["stopped"], dtype=np.bool_)
         self._suspect = np.array(state["suspect"], dtype=np.bool_)
+        self._begun = state["begun"]
         self._test.load_state_dict(state["test"])
         super().load_state_dict(state)
 

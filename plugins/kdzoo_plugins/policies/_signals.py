@@ -13,7 +13,7 @@ from scipy import stats
 
 import kdzoo
 
-__all__ = ["SIGNALS", "Reading", "Signal", "read_signal"]
+__all__ = ["SIGNALS", "Reading", "Signal", "read_signal", "recent"]
 
 Floats = npt.NDArray[np.float64]
 Signal = Literal["baseline", "residual", "agreement", "divergence", "cka"]
@@ -79,10 +79,10 @@ def _baseline(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats
     """
     assert curves.baseline is not None
     student, baseline, both = curves.student, curves.baseline, curves.both_right
-    gap = _recent(student - baseline, window)
+    gap = recent(student - baseline, window)
     differing = student + baseline - 2 * (student * baseline if both is None else both)
     samples = curves.samples[-window:].max(0)
-    apart = (samples * _recent(differing, window) + 1) / (samples + 2)
+    apart = (samples * recent(differing, window) + 1) / (samples + 2)
     variance = (apart - (samples * gap / (samples + 2)) ** 2) / (samples + 2)
     return gap, np.maximum(np.nan_to_num(variance), 0)
 
@@ -90,7 +90,7 @@ def _baseline(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats
 def _residual(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats]:
     """What least squares over the classes leaves of the student's accuracy after a straight line
     in the teacher's."""
-    y, x = _recent(curves.student, window), _recent(curves.teacher, window)
+    y, x = recent(curves.student, window), recent(curves.teacher, window)
     known = np.isfinite(x) & np.isfinite(y)
     variance = _variance(curves, curves.student, window)
     if not known.any():
@@ -103,12 +103,12 @@ def _residual(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats
 
 def _agreement(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats]:
     """How often student and teacher have the same top-1."""
-    return _recent(curves.agreement, window), _variance(curves, curves.agreement, window)
+    return recent(curves.agreement, window), _variance(curves, curves.agreement, window)
 
 
 def _divergence(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats]:
     """Minus the logarithm of the mean KL(teacher || student)."""
-    mean = _recent(curves.divergence, window)
+    mean = recent(curves.divergence, window)
     with np.errstate(invalid="ignore"):
         return -np.log(np.maximum(mean, 1e-12)), np.zeros_like(mean)
 
@@ -116,7 +116,7 @@ def _divergence(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floa
 def _cka(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats]:
     """The debiased CKA of the two networks' penultimate layers."""
     assert curves.similarity is not None
-    mean = _recent(curves.similarity, window)
+    mean = recent(curves.similarity, window)
     return mean, np.zeros_like(mean)
 
 
@@ -131,11 +131,11 @@ SIGNALS: dict[Signal, Callable[[kdzoo.TeachingCurves, int], tuple[Floats, Floats
 images (C,); 0 where that is not known."""
 
 
-def _recent(curve: Floats, window: int) -> Floats:
-    """(C,), the mean over those of the last epochs in which the class had samples."""
-    recent = curve[-window:]
-    known = np.isfinite(recent)
-    total = np.where(known, recent, 0.0).sum(0)
+def recent(curve: Floats, window: int) -> Floats:
+    """(C,), the mean over those of the last epochs in which the curve (E, C) is known."""
+    last = curve[-window:]
+    known = np.isfinite(last)
+    total = np.where(known, last, 0.0).sum(0)
     return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
 
 
@@ -143,7 +143,7 @@ def _variance(curves: kdzoo.TeachingCurves, share: Floats, window: int) -> Float
     """(C,), of a share of a class's samples, one epoch's. With a success and a failure more than
     there were, as in Agresti & Caffo (2000): the usual formula gives 0 where all are right."""
     samples = curves.samples[-window:].max(0)
-    mean = np.nan_to_num(_recent(share, window))
+    mean = np.nan_to_num(recent(share, window))
     moved = (samples * mean + 1) / (samples + 2)
     variance: Floats = moved * (1 - moved) / (samples + 2)
     return variance

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kdzoo
+from kdzoo_plugins.policies._signals import recent
 from kdzoo_plugins.policies._untaught import ListedPolicy, UntaughtParams
 
 __all__ = ["Oracle"]
@@ -97,9 +98,9 @@ class _Run:
         self._gap: Floats = measured.student - measured.baseline
 
     def gap(self, window: int) -> Floats:
-        """(C,), the student's accuracy less the baseline's over the last epochs."""
-        mean: Floats = self._gap[-window:].mean(0)
-        return mean
+        """(C,), the student's accuracy less the baseline's over the last epochs that both have: an
+        earlier stage may have no baseline."""
+        return recent(self._gap, window)
 
 
 @kdzoo.hookimpl
