@@ -7,7 +7,7 @@
     |-- CheckpointError   weights or a checkpoint cannot be read, or belong to something else
     `-- RunError          a run cannot go on: the disk, the lock, ...
         |-- LockedError       another process is in the run directory
-        |-- NonFiniteError    a loss or a weight became NaN or infinite
+        |-- NonFiniteError    a loss, a weight or a buffer became NaN or infinite
         `-- ProcessError      one of the processes that train together failed or was lost
 
 A message names what is wrong, where, and what would be right. The command line prints it
@@ -64,7 +64,7 @@ class LockedError(RunError):
 
 
 class NonFiniteError(RunError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss, a weight or a buffer became NaN or infinite."""
 
 
 class ProcessError(RunError):

@@ -41,7 +41,7 @@ from kdzoo.extend.registry import registry
 from kdzoo.report.page import write_run_page
 from kdzoo.report.study import StudyReport, told_apart
 from kdzoo.report.study_page import write_study
-from kdzoo.report.summary import BestValidation, Comparison, Report, Score
+from kdzoo.report.summary import BestValidation, Comparison, Report, Score, teacher_note
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec, baseline_stages, teacher_spec
 from kdzoo.spec.document import Document
@@ -601,6 +601,8 @@ class _Plan:
         others = {role: RunDirectory(done.directory) for role, done in runs.items()}
         trainer, curves = self.train(directory, others)
         report = self._report(directory, trainer, curves, runs)
+        if (note := teacher_note(report)) is not None:
+            log.warning("%s", note)
         directory.write(directory.report, report.as_json())
         write_run_page(directory)
         return report
@@ -835,8 +837,8 @@ class _Plan:
     def _measure_teacher(
         self, teacher: Network, entry: TeacherEntry, recipe: NetworkRecipe
     ) -> float | None:
-        """The accuracy of a teacher whose weights are loaded, if it is to be checked."""
-        if entry.train is not None or entry.run is not None or not entry.check:
+        """The accuracy of a teacher whose weights are loaded; ``None`` if it is not checked."""
+        if entry.train is not None or entry.run is not None:
             return None
         split, which = self.images.validation, "validation"
         if not len(split):
@@ -846,11 +848,13 @@ class _Plan:
         data = self.spec.data
         accuracy = self.session.measured(
             [
-                [vars(recipe), _file_hash(entry.checkpoint)],
+                [vars(recipe), _file_hash(entry.checkpoint), entry.check],
                 [self.images.fingerprint, data.validation, data.split_seed],
             ],
-            lambda: measure_teacher(teacher, split, which, count, name),
+            lambda: measure_teacher(teacher, split, which, count, name, check=entry.check),
         )
+        if not entry.check:
+            return None
         if self.spec.student.checkpoint is not None:
             refuse_worse_teacher(accuracy, self.student, split, which, count)
         return accuracy
@@ -876,7 +880,10 @@ class _Plan:
         if self.teacher_accuracy is None:
             return
         if not len(split):
-            log.info("teacher: not compared with the baseline, there are no validation images")
+            log.info(
+                "teacher: not compared with the baseline, there are no validation images; the "
+                "report compares it with the student"
+            )
         else:
             student = load_student(baseline.path).to(self.session.device)
             count = len(self.images.classes)

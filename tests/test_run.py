@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import planted
 import pytest
 import torch
 from ruamel.yaml import YAML
+from torch import nn
 
 import kdzoo
 from kdzoo.extend.bases import Observer
@@ -433,7 +435,9 @@ def test_a_finished_teacher_and_baseline_are_not_put_together_again(
     assert sorted(Counted.widths) == [8, 16]  # the student and its teacher, once each
 
 
-def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_a_teacher_that_knows_nothing_is_refused(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     from kdzoo_plugins.models.mlp import MLP
 
     source = MLP(MLP.Params(widths=(16,)))
@@ -444,6 +448,9 @@ def test_a_teacher_that_knows_nothing_is_refused(tmp_path: Path, tiny: dict[str,
     teacher = {"use": "mlp", "widths": [16], "checkpoint": str(tmp_path / "untrained.pth")}
     with pytest.raises(kdzoo.CheckpointError, match=r"chance is 10.00 %: check"):
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
+    caplog.set_level(logging.INFO, "kdzoo")
+    kdzoo.run({**tiny, "teacher": {**teacher, "check": False}}, runs=tmp_path / "runs")
+    assert "teacher: loaded; 10.00 % of the validation images are right" in caplog.text
     state["head.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "untrained.pth")
     with pytest.raises(
@@ -536,19 +543,55 @@ def test_a_source_can_bring_weights_and_their_normalization(
         kdzoo.read_spec({**tiny, "teacher": "mlp"})
 
 
-def test_a_teacher_worse_than_the_student_stops_the_run(
-    tmp_path: Path, tiny: dict[str, Any]
-) -> None:
+@pytest.fixture
+def narrow(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Any]:
+    """The tiny spec with a loaded teacher that is above chance, and worse than its student."""
     tiny["data"]["per_class"] = 100
     tiny["train"] = {**tiny["train"], "epochs": 8, "schedule": None}
     tiny["student"]["normalize"] = UNITS
-    narrow = {"use": "mlp", "widths": [2], "normalize": UNITS}
-    teacher = {**narrow, "train": {"epochs": 2}}
+    model = {"use": "mlp", "widths": [2], "normalize": UNITS}
+    teacher = {**model, "train": {"epochs": 2}}
     file = weights_of(tmp_path, {**tiny, "teacher": teacher, "train": {"epochs": 1}})
-    loaded: dict[str, Any] = {**narrow, "checkpoint": file}
+    return {**tiny, "teacher": {**model, "checkpoint": file}}
+
+
+def test_a_teacher_worse_than_the_student_stops_the_run(
+    tmp_path: Path, narrow: dict[str, Any]
+) -> None:
     with pytest.raises(kdzoo.CheckpointError, match=r"without it: check .* `check: false`"):
-        kdzoo.run({**tiny, "teacher": loaded}, runs=tmp_path)
-    assert kdzoo.run({**tiny, "teacher": {**loaded, "check": False}}, runs=tmp_path).report.teacher
+        kdzoo.run(narrow, runs=tmp_path)
+    teacher = {**narrow["teacher"], "check": False}
+    assert kdzoo.run({**narrow, "teacher": teacher}, runs=tmp_path).report.teacher
+
+
+def test_a_teacher_that_nothing_was_there_to_compare_with_is_named_at_the_end(
+    tmp_path: Path, narrow: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No baseline and no validation images, as in the literature's pairs."""
+    from kdzoo.report.summary import summary_lines
+
+    caplog.set_level(logging.INFO, "kdzoo")
+    alone = {**narrow, "baseline": False, "policy": "all"}
+    alone["data"] = {**narrow["data"], "validation": 0}
+    alone["losses"] = ["ce", {"use": "kd", "weight": 0.01}]
+    run = kdzoo.run(alone, runs=tmp_path / "runs")
+    assert "% of the training images are right" in caplog.text
+    assert run.report.teacher is not None
+    teacher, student = run.report.teacher.accuracy, run.report.student.accuracy
+    said = (
+        f"The loaded teacher is worse than the student: {100 * teacher:.2f} % of the test images "
+        f"against {100 * student:.2f} %. If that is not meant, check that"
+    )
+    assert summary_lines(run.report)[1].startswith(said)
+    assert said in caplog.text
+    assert said in (run.directory / "report.html").read_text()
+    # What was trained here was not loaded in a wrong way.
+    teacher = {**narrow["teacher"], "train": {"epochs": 2}}
+    del teacher["checkpoint"]
+    trained = kdzoo.run({**alone, "teacher": teacher}, runs=tmp_path / "runs")
+    assert trained.report.teacher is not None
+    assert trained.report.student.accuracy - trained.report.teacher.accuracy > 0.1
+    assert not any("worse than the student" in line for line in summary_lines(trained.report))
 
 
 def test_a_teacher_out_of_another_spec(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -738,6 +781,46 @@ def test_weights_that_explode_in_the_last_step_are_not_saved(
     with pytest.raises(kdzoo.NonFiniteError, match="became"):
         kdzoo.run(spec, runs=tmp_path)
     assert not list(tmp_path.glob("tiny-??????????/checkpoint.pt"))
+
+
+class WithStatistics(nn.Module):
+    """Has batch norm over features of some size, and a buffer that is infinite by design."""
+
+    def __init__(self, inputs: int, classes: int, size: float) -> None:
+        super().__init__()
+        self.size = size
+        self.stem, self.norm = nn.Linear(inputs, 8), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, classes)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.norm(self.size * self.stem(images.flatten(1))))
+        return answer
+
+
+class WithStatisticsSource(kdzoo.ModelSource):
+    name = "with-statistics"
+
+    class Params(kdzoo.Params):
+        size: float = kdzoo.Field(1.0, description="Of the features.")
+
+    def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return WithStatistics(math.prod(input_shape), num_classes, self.params.size)
+
+
+def test_statistics_that_became_infinite_are_not_saved(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variance of such features is no number in single precision; nothing else shows it."""
+    monkeypatch.setitem(registry()._components["model"], "with-statistics", WithStatisticsSource)
+    alone = {**tiny, "teacher": None, "baseline": False, "losses": ["ce"], "policy": "all"}
+    assert kdzoo.run({**alone, "student": "with-statistics"}, runs=tmp_path).report.epochs == 4
+    student = {"use": "with-statistics", "size": 1e30}
+    with pytest.raises(
+        kdzoo.NonFiniteError, match=r"norm\.running_var became NaN or infinite in epoch 1; there is"
+    ):
+        kdzoo.run({**alone, "student": student, "name": "huge"}, runs=tmp_path)
+    assert not list(tmp_path.glob("huge-*/checkpoint.pt"))
 
 
 def test_a_full_disk_is_one_message(

@@ -122,7 +122,7 @@ def shown_value(value: Any) -> str:
         return f"[{', '.join(shown_value(item) for item in value)}]"
     if isinstance(value, dict):
         said = {key: item for key, item in value.items() if item is not None}
-        if said.get("id") == said.get("use") or list(said) == ["use"]:
+        if "use" in said and (said.get("id") == said["use"] or list(said) == ["use"]):
             return str(said["use"])
         return "{" + ", ".join(f"{key}: {shown_value(item)}" for key, item in said.items()) + "}"
     return str(value) if isinstance(value, str) else json.dumps(value)

@@ -14,6 +14,7 @@ from kdzoo.errors import CheckpointError
 from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
 from kdzoo.report.table import plain_table
 from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
+from kdzoo.training.teacher_check import WHAT_TO_CHECK, is_worse
 
 __all__ = [
     "BestValidation",
@@ -25,6 +26,7 @@ __all__ = [
     "notes",
     "summary_lines",
     "summary_table",
+    "teacher_note",
 ]
 
 _CONFUSIONS = 30
@@ -272,6 +274,8 @@ def summary_lines(report: Report) -> list[str]:
 def notes(report: Report) -> list[str]:
     """What the table does not say, one sentence each."""
     lines = []
+    if (note := teacher_note(report)) is not None:
+        lines.append(note)
     if report.best_validation is not None:
         best = report.best_validation
         lines.append(
@@ -294,6 +298,20 @@ def notes(report: Report) -> list[str]:
     if report.teacher is not None:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
     return lines
+
+
+def teacher_note(report: Report) -> str | None:
+    """What to check where a teacher with loaded weights came out worse than the student; ``None``
+    where it did not. Not every such teacher could be compared with anything before."""
+    if report.teacher is None or "teacher" in report.directories:
+        return None
+    teacher, student = report.teacher.accuracy, report.student.accuracy
+    if not is_worse(teacher, student, sum(report.images.values())):
+        return None
+    return (
+        f"The loaded teacher is worse than the student: {100 * teacher:.2f} % of the test images "
+        f"against {100 * student:.2f} %. If that is not meant, {WHAT_TO_CHECK}."
+    )
 
 
 def _rounded(share: float | np.floating) -> float:

@@ -213,7 +213,7 @@ class TeacherEntry(ModelEntry):
     check: bool = Field(
         True,
         description="Stop if a teacher with loaded weights is no better than chance, or worse than "
-        "the student.",
+        "the baseline on the validation images, or than a student that starts from a checkpoint.",
     )
 
     @model_validator(mode="after")

@@ -114,6 +114,8 @@ class Trainer:
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
         self.validation: list[list[int]] = []  # after each epoch, of each class: how many right
         self.best: Best | None = None
+        # A buffer may be infinite by design, as a mask is; what is finite now must stay so.
+        self.finite = [name for name, buffer in self._buffers() if bool(buffer.isfinite().all())]
 
     def fit(self, info: RunInfo, start: Checkpoint | None) -> TeachingCurves:
         """Train from the start, or on from a checkpoint, to the end.
@@ -122,7 +124,7 @@ class Trainer:
             The teaching curves of all epochs.
 
         Raises:
-            NonFiniteError: a loss or a weight became NaN or infinite.
+            NonFiniteError: a loss, a weight or a buffer became NaN or infinite.
             RunError: a file cannot be written.
         """
         first = 0
@@ -310,12 +312,21 @@ class Trainer:
             if new:
                 log.info("after epoch %d: %s: %s", self.epoch, words, ", ".join(new))
 
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers of the student and of the losses, batch norm's statistics among them."""
+        for name, buffer in self.distiller.named_buffers():
+            if name.startswith(("student.", "losses.")):
+                yield name, buffer
+
     def _refuse_non_finite(self) -> None:
-        # Parameters only: a buffer may be infinite by design, as a mask is.
-        finite = [parameter.isfinite().all() for parameter in self.distiller.parameters()]
-        if not bool(torch.stack(finite).all()):
+        tensors: dict[str, Tensor] = dict(self.distiller.named_parameters())
+        buffers = dict(self._buffers())
+        tensors |= {name: buffers[name] for name in self.finite if name in buffers}
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).cpu()
+        if not bool(finite.all()):
+            name = list(tensors)[int(finite.int().argmin())]
             raise NonFiniteError(
-                f"a weight became NaN or infinite in epoch {self.epoch}; {self._kept()}"
+                f"{name} became NaN or infinite in epoch {self.epoch}; {self._kept()}"
             )
 
     def _kept(self) -> str:

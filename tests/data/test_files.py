@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,25 @@ def test_what_was_decoded_is_kept_for_the_next_run(
     shutil.copy(root / "train" / "red" / "0.png", image)
     assert kdzoo.run(spec(root), runs=runs).directory != first.directory
     assert cached(runs) == [file]
+
+
+def test_decoding_shows_how_far_it_is_on_a_terminal_alone(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kdzoo.run(spec(root), runs=tmp_path / "piped")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal, end = os.openpty()
+    with open(terminal, "rb", buffering=0) as shown, open(end, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        kdzoo.run(spec(root), runs=tmp_path / "runs")
+        said = shown.read(100_000).decode()
+    assert re.search(r"train .*24/24", said)
+    assert re.search(r"test .*12/12", said)
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "empty", "text", "mean"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from kdzoo_plugins.losses.crd import CRD, ContrastMemory
+from pictures import write_mnist, write_pictures
 from torch import Tensor, distributed, nn
 
 import kdzoo
@@ -342,8 +344,45 @@ def test_it_says_what_it_cannot_do() -> None:
         )
 
 
-def test_a_run_with_every_data_source_goes_on_exactly(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    """Killed after its second epoch, it ends in the same weights."""
+def planted_set(root: Path) -> dict[str, Any]:
+    del root
+    return {"use": "planted", "per_class": 12}
+
+
+def folders(root: Path) -> dict[str, Any]:
+    return {"use": "image-folder", "root": str(write_pictures(root)), "size": 12}
+
+
+def streamed(root: Path) -> dict[str, Any]:
+    return {**folders(root), "memory_gb": 0.0, "workers": 1}
+
+
+def mnist(root: Path) -> dict[str, Any]:
+    write_mnist(root)
+    return {"use": "torchvision", "dataset": "MNIST", "root": str(root)}
+
+
+def digits(root: Path) -> dict[str, Any]:
+    del root
+    return {"use": "digits"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        planted_set,
+        folders,
+        pytest.param(streamed, marks=pytest.mark.slow),
+        mnist,
+        pytest.param(digits, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_with_every_data_source_goes_on_exactly(
+    tmp_path: Path, tiny: dict[str, Any], data: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Killed after its second epoch, it ends in the same weights, and with every image's embedding
+    in the memories: those that never entered are not of length 1."""
+    tiny["data"] = data(tmp_path / "data")
     tiny["losses"] = ["ce", {"use": "crd", "negatives": 20, "dimensions": 8, "mode": "relax"}]
     whole = run(tiny, runs=tmp_path / "whole").directory
     cut = tmp_path / "cut"
@@ -363,6 +402,10 @@ def test_a_run_with_every_data_source_goes_on_exactly(tmp_path: Path, tiny: dict
     again = run(tiny, runs=cut).directory
     for name in ("student.safetensors", "classes.csv", "metrics.jsonl"):
         assert (whole / name).read_bytes() == (again / name).read_bytes()
+    state = torch.load(again / "checkpoint.pt", weights_only=True)["distiller"]
+    for name in ("memory_student", "memory_teacher"):
+        lengths = state[f"losses.crd.contrast.{name}"].norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
 def _one_of_two(rank: int, folder: Path) -> None:

@@ -29,6 +29,11 @@ NAMES = sorted(
 CLASSES, ROWS = 5, 6
 
 
+def batch_of(rows: int) -> kdzoo.Batch:
+    targets = torch.arange(rows) % CLASSES
+    return kdzoo.Batch(torch.zeros(rows, 3, 2, 2), targets, targets, torch.ones(rows), progress=0.0)
+
+
 def test_the_losses_of_the_issue_are_all_here() -> None:
     assert {"ce", "kd", "dkd", "fitnet", "crd"} <= set(NAMES)
 
@@ -54,6 +59,86 @@ def test_fitnet_golden_values() -> None:
     loss.backward()
     np.testing.assert_allclose(loss.item(), golden["loss"], rtol=1e-9)
     np.testing.assert_allclose(student.grad, golden["grad_student_feature"], rtol=1e-9)
+
+
+def hint_oracle(student: Any, teacher: Any) -> Any:
+    """(B,) out of (B, channels, height, width): equation 3 of the paper, number by number."""
+    return np.array(
+        [
+            math.fsum((a - b) ** 2 for a, b in zip(s.flat, t.flat, strict=True)) / s.size
+            for s, t in zip(student, teacher, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 3), (4, 3, 5, 2), (2, 1, 1, 1)])
+def test_hint_oracle(shape: tuple[int, ...]) -> None:
+    draw = np.random.default_rng(len(shape))
+    student, teacher = draw.normal(0, 3, (2, *shape))
+    ours = hint_loss(torch.from_numpy(student), torch.from_numpy(teacher))
+    np.testing.assert_allclose(ours, hint_oracle(student, teacher), rtol=1e-12)
+
+
+def regressed(feature: Any, weight: Any, bias: Any, stride: int, padding: int) -> Any:
+    """The regressor's convolution, number by number, then batch norm of the batch and ReLU."""
+    padded = np.pad(feature, [(0, 0), (0, 0), *[(padding, padding)] * 2])
+    (height, width), (rows, columns) = weight.shape[2:], padded.shape[2:]
+    size = (rows - height) // stride + 1, (columns - width) // stride + 1
+    mapped = np.empty((len(feature), len(weight), *size))
+    for b, out, y, x in np.ndindex(*mapped.shape):
+        top, left = y * stride, x * stride
+        patch = padded[b, :, top : top + height, left : left + width]
+        mapped[b, out, y, x] = bias[out] + math.fsum((patch * weight[out]).flat)
+    mean, variance = (moment(mapped, axis=(0, 2, 3), keepdims=True) for moment in (np.mean, np.var))
+    return np.maximum((mapped - mean) / np.sqrt(variance + 1e-5), 0)
+
+
+def spread_out(feature: Any, weight: Any) -> tuple[Any, Any]:
+    """A transposed convolution with stride 2, kernel 4 and padding 1 as a plain one: zeros between
+    the numbers, and a kernel that is turned round."""
+    batch, channels, height, width = feature.shape
+    wide = np.zeros((batch, channels, 2 * height - 1, 2 * width - 1))
+    wide[:, :, ::2, ::2] = feature
+    return wide, weight.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
+
+
+def test_fitnet_oracle() -> None:
+    """Three pairs of layers, each with a regressor of another kind, in train mode."""
+    student_shapes, teacher_shapes = (
+        [(2, 8, 6), (3, 4, 4), (4, 3, 2)],
+        [(3, 4, 3), (2, 2, 3), (2, 6, 4)],
+    )
+    pairs = [{"student": number, "teacher": number} for number in range(3)]
+    (term,) = kdzoo.terms([{"use": "fitnet", "layers": pairs}])
+    loss = term.loss
+    torch.manual_seed(0)
+    loss.setup(
+        *(
+            kdzoo.Shapes((CLASSES,), dict(enumerate(shapes)))
+            for shapes in (student_shapes, teacher_shapes)
+        ),
+        CLASSES,
+        ROWS,
+    )
+    loss.double().train()
+    student, teacher = (
+        {i: torch.randn(ROWS, *shape, dtype=torch.float64) for i, shape in enumerate(shapes)}
+        for shapes in (student_shapes, teacher_shapes)
+    )
+    wanted = np.zeros(ROWS)
+    for number, (adapter, stride, padding) in enumerate(
+        zip(loss.adapters, (2, 1, 1), (1, 0, 2), strict=True)
+    ):
+        convolution = next(adapter.children())[0]
+        weight, bias = convolution.weight.detach().numpy(), convolution.bias.detach().numpy()
+        feature = student[number].numpy()
+        if isinstance(convolution, nn.ConvTranspose2d):
+            feature, weight = spread_out(feature, weight)
+        hint = regressed(feature, weight, bias, stride, padding)
+        wanted += hint_oracle(hint, teacher[number].numpy())
+    logits = torch.zeros(ROWS, CLASSES)
+    ours = loss(kdzoo.Outputs(logits, student), kdzoo.Outputs(logits, teacher), batch_of(ROWS))
+    np.testing.assert_allclose(ours.detach(), wanted, rtol=1e-9)
 
 
 def dkd_oracle(
@@ -98,23 +183,62 @@ def test_dkd_oracle(
     assert ours == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
-def test_dkd_agrees_with_probability_space_and_goes_on_where_that_overflows() -> None:
-    """The loss in probability space, in single precision, ends at a gap of the logits of 104 T."""
+def dkd_in_probabilities(
+    student: Tensor, teacher: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """DKD of class 0 as the public implementation writes it: softmax first, logarithms last."""
+    (q, p), (others_q, others_p) = (
+        [(z / temperature).softmax(1) for z in logits]
+        for logits in ((student, teacher), (student[:, 1:], teacher[:, 1:]))
+    )
 
-    def as_probabilities(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        p, q = (z.softmax(1).gather(1, target[:, None])[:, 0] for z in (teacher, student))
-        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    def kl(wanted: Tensor, got: Tensor) -> Tensor:
+        return (wanted * (wanted.log() - got.log())).sum(1)
 
-    target = torch.tensor([0])
-    for gap, finite in ((10.0, True), (110.0, False)):
-        student = torch.tensor([[gap, 0.0, 0.0]])
-        teacher = torch.tensor([[1.0, 0.0, 0.0]])
-        there = as_probabilities(student, teacher, target)
-        here = dkd_loss(student, teacher, target, 1, 0, 1)
-        assert bool(there.isfinite().all()) is finite
-        assert here.isfinite().all()
-        if finite:
-            torch.testing.assert_close(here, there, rtol=1e-3, atol=0)
+    q, p = (torch.stack([soft[:, 0], soft[:, 1:].sum(1)], 1) for soft in (q, p))
+    return temperature**2 * (alpha * kl(p, q) + beta * kl(others_p, others_q))
+
+
+def apart(gap: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits of a student that is so sure of class 0, and of a teacher that is not."""
+    student = torch.tensor([[gap, 0.25, -0.5, 0.0]], dtype=dtype, requires_grad=True)
+    return student, torch.tensor([[1.0, 0.5, -1.0, 0.25]], dtype=dtype)
+
+
+def value_and_gradient(loss: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    return loss.detach(), torch.autograd.grad(loss.sum(), student)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("gap", [0.0, 1.0, 10.0, 103.0, 105.0, 600.0])
+def test_dkd_is_what_probability_space_gives_to_the_last_digits(
+    gap: float, temperature: float
+) -> None:
+    student, teacher = apart(gap * temperature, torch.float64)
+    arguments = (1.0, 8.0, temperature)
+    there = dkd_in_probabilities(student, teacher, *arguments)
+    here = dkd_loss(student, teacher, torch.tensor([0]), *arguments)
+    for ours, theirs in zip(
+        value_and_gradient(here, student), value_and_gradient(there, student), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(("gap", "finite"), [(103.0, True), (105.0, False), (1e4, False)])
+def test_dkd_in_single_precision_goes_on_where_probability_space_ends(
+    gap: float, finite: bool, temperature: float
+) -> None:
+    """The others' probabilities are 0 there once the gap of the logits passes 104 T."""
+    single, double = (apart(gap * temperature, dtype) for dtype in (torch.float32, torch.float64))
+    there = dkd_in_probabilities(*single, 1.0, 8.0, temperature)
+    assert bool(there.isfinite().all()) is finite
+    ours, exact = (
+        value_and_gradient(dkd_loss(*logits, torch.tensor([0]), 1.0, 8.0, temperature), logits[0])
+        for logits in (single, double)
+    )
+    for ours_one, exact_one in zip(ours, exact, strict=True):
+        torch.testing.assert_close(ours_one.double(), exact_one, rtol=1e-6, atol=1e-7)
 
 
 def test_dkd_of_two_classes_has_nothing_among_the_others() -> None:
@@ -181,9 +305,6 @@ def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> 
         [3 * torch.randn(ROWS, *shape, generator=generator) for shape in ((CLASSES,), (6, 4, 4))]
         for _ in range(2)
     )
-    targets = torch.arange(ROWS) % CLASSES
-    ones = torch.ones(ROWS)
-    batch = kdzoo.Batch(torch.zeros(ROWS, 3, 2, 2), targets, targets, ones, progress=0.0)
 
     def rows(*types: torch.dtype) -> Tensor:
         outputs = []
@@ -191,7 +312,7 @@ def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> 
             for kind in types:
                 logits, feature = logits.to(kind), feature.to(kind)
             outputs.append(kdzoo.Outputs(logits, {pair.student: feature for pair in loss.layers}))
-        return loss(*outputs, batch)
+        return loss(*outputs, batch_of(ROWS))
 
     assert torch.equal(rows(dtype), rows(dtype, torch.float32))
 

@@ -201,6 +201,148 @@ def test_a_validation_part_stands_in_for_a_test_part(tmp_path: Path) -> None:
     assert (len(found.train), len(found.test)) == (6, 6)
 
 
+def write_emnist_letters(root: Path) -> None:
+    folder = root / "EMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        labels = (1 + np.arange(78) % 26).astype(np.uint8)  # letters count from 1
+        drawn = DRAW.integers(0, 256, (78, 28, 28), np.uint8)
+        (folder / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(idx(drawn, 8))
+        (folder / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(idx(labels, 8))
+
+
+def test_a_set_is_told_what_it_wants_to_know(tmp_path: Path) -> None:
+    write_emnist_letters(tmp_path)
+    found = images("EMNIST", tmp_path, options={"split": "letters"})
+    assert found.classes == tuple("abcdefghijklmnopqrstuvwxyz")  # without torchvision's "N/A"
+    assert found.train.targets.tolist() == found.test.targets.tolist() == [*range(26)] * 3
+
+
+COUNTS = {"AnnualCrop": 10, "Forest": 7, "River": 3}
+
+
+def write_eurosat(root: Path) -> None:
+    for name, count in COUNTS.items():
+        folder = root / "eurosat" / "2750" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(DRAW.integers(0, 256, (6, 6, 3), np.uint8))
+            image.save(folder / f"{name}_{number}.png")
+
+
+def file_names(files: kdzoo.ImageFiles) -> list[list[str]]:
+    return [
+        [Path(part.name(row)).stem for row in range(len(part.targets))]
+        for part in (files.train, files.test)
+    ]
+
+
+def test_an_undivided_set_is_divided_class_by_class(tmp_path: Path) -> None:
+    write_eurosat(tmp_path)
+    files = source("EuroSAT", tmp_path, test_share=0.3).load()
+    assert files.train.targets.bincount().tolist() == [7, 5, 2]
+    assert files.test.targets.bincount().tolist() == [3, 2, 1]
+    train, test = file_names(files)
+    whole = [f"{name}_{number}" for name, count in COUNTS.items() for number in range(count)]
+    assert sorted(train + test) == sorted(whole)
+    # It is this division on any machine and for ever, or finished runs would not be found again.
+    assert test == [
+        "AnnualCrop_1",
+        "AnnualCrop_6",
+        "AnnualCrop_9",
+        "Forest_0",
+        "Forest_6",
+        "River_1",
+    ]
+    for part in (files.train, files.test):
+        names = [files.classes[target] for target in part.targets]
+        assert [part.name(row).split("/")[-2] for row in range(len(names))] == names
+    # Where the set lies, and what is in another class, changes nothing in this one.
+    (tmp_path / "eurosat" / "2750" / "River" / "River_3.png").write_bytes(
+        (tmp_path / "eurosat" / "2750" / "River" / "River_1.png").read_bytes()
+    )
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "eurosat").rename(tmp_path / "moved" / "eurosat")
+    moved = file_names(source("EuroSAT", tmp_path / "moved", test_share=0.3).load())[1]
+    assert moved[:5] == test[:5]
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_another_share_is_another_set(tmp_path: Path, memory_gb: float) -> None:
+    write_eurosat(tmp_path)
+    known = [
+        images("EuroSAT", tmp_path, test_share=share, memory_gb=memory_gb)
+        for share in (0.3, 0.3, 0.5)
+    ]
+    assert known[0].fingerprint == known[1].fingerprint != known[2].fingerprint
+    assert [len(found.test) for found in known] == [6, 6, 5 + 4 + 1]
+    # And the images are those of the files that were chosen.
+    files = source("EuroSAT", tmp_path, test_share=0.3).load()
+    wanted = [np.asarray(Image.open(files.train.name(row))) for row in range(14)]
+    assert torch.equal(pixels(known[0]), torch.from_numpy(np.stack(wanted)).permute(0, 3, 1, 2))
+
+
+def write_sun397(root: Path) -> list[str]:
+    """Its files are found in whatever order the disk has them."""
+    folder = root / "SUN397"
+    names = [f"sun_{number:02}" for number in range(18)]
+    for number in DRAW.permutation(18):
+        place = folder / ("a/abbey" if number < 9 else "b/bar")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(place / f"{names[number]}.jpg")
+    (folder / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
+    return names
+
+
+def test_the_order_in_which_the_disk_has_the_files_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = write_sun397(tmp_path)
+    files = source("SUN397", tmp_path, test_share=0.3).load()
+    assert files.classes == ("abbey", "bar")
+    train, test = file_names(files)
+    assert train == [name for name in names if name not in test]
+    assert test == sorted(test)
+    assert files.train.targets.tolist() == [0] * 6 + [1] * 6
+    found = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *at: reversed([*found(*at)]))
+    again = source("SUN397", tmp_path, test_share=0.3).load()
+    assert again.train.fingerprint == files.train.fingerprint
+    assert again.test.fingerprint == files.test.fingerprint
+
+
+def write_caltech101(root: Path) -> None:
+    for name, count in (("ant", 4), ("BACKGROUND_Google", 1), ("bass", 3)):
+        folder = root / "caltech101" / "101_ObjectCategories" / name
+        folder.mkdir(parents=True)
+        for number in range(1, count + 1):
+            Image.new("RGB", (5, 4)).save(folder / f"image_{number:04}.jpg")
+
+
+def write_omniglot(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = root / "omniglot-py"
+    monkeypatch.setattr(datasets.Omniglot, "zips_md5", {"images_evaluation": None})
+    for character in ("character01", "character02"):
+        folder = base / "images_evaluation" / "Angelic" / character
+        folder.mkdir(parents=True)
+        for number in range(5):
+            Image.new("L", (5, 5), 50 * number).save(folder / f"{number}.png")
+    (base / "images_evaluation.zip").touch()
+
+
+def test_undivided_sets_that_keep_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_caltech101(tmp_path)
+    found = images("Caltech101", tmp_path, test_share=0.3)
+    assert found.classes == ("ant", "bass")
+    assert found.train.targets.tolist() == [0, 0, 0, 1, 1]
+    assert found.test.targets.tolist() == [0, 1]
+    write_omniglot(tmp_path, monkeypatch)
+    found = images("Omniglot", tmp_path, test_share=0.4, options={"background": False})
+    assert sorted(found.classes) == ["Angelic/character01", "Angelic/character02"]
+    assert found.input_shape == (1, 5, 5)
+    assert (len(found.train), len(found.test)) == (6, 4)
+
+
 def write_kitti(root: Path) -> None:
     """A set of boxes rather than classes."""
     for part, folder in (("training", "image_2"), ("training", "label_2"), ("testing", "image_2")):
@@ -232,12 +374,40 @@ def write_kitti(root: Path) -> None:
         ),
         ("ImageNet", {"download": True}, "torchvision cannot download ImageNet; its documentation"),
         ("ImageNet", {}, "torchvision's ImageNet is not in ROOT: "),
-        ("EuroSAT", {}, "torchvision's EuroSAT cannot be used: it is not divided into a training"),
+        (
+            "EuroSAT",
+            {},
+            "torchvision's EuroSAT is not divided into a training and a test part; say which share "
+            "of each class's images to test on: `test_share: 0.2`",
+        ),
+        (
+            "CIFAR100",
+            {"test_share": 0.2},
+            "torchvision's CIFAR100 has a test part of its own; remove `test_share`",
+        ),
         (
             "EMNIST",
             {},
-            "torchvision's EMNIST cannot be used by name: it needs a choice of split; make a",
+            "torchvision's EMNIST needs a choice of split; say it so: `options: {split: ...}`",
         ),
+        (
+            "EMNIST",
+            {"options": {"split": "leters"}},
+            "options: torchvision's EMNIST refuses them: Unknown value 'leters' for argument split",
+        ),
+        (
+            "EMNIST",
+            {"options": {"split": "letters"}},
+            "torchvision's EMNIST is not in ROOT: Dataset not found; `download: true` fetches it",
+        ),
+        (
+            "EMNIST",
+            {"options": {"splitt": "letters"}},
+            'options: torchvision\'s EMNIST has no `splitt`; did you mean "split"?',
+        ),
+        ("EMNIST", {"options": {"train": True}}, "options: `train` is set by kdzoo itself"),
+        ("DTD", {"options": {"split": "val"}}, "options: `split` is set by kdzoo itself; remove"),
+        ("DTD", {"options": {"root": "x"}}, "options: `root` is set by kdzoo itself; remove it"),
         (
             "Kitti",
             {},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -29,15 +30,26 @@ _STATISTICS = {  # as published; those of other sets are computed
 _READ_FROM_LEFT_TO_RIGHT = ("GTSRB", "SVHN")  # in colour, and something else when mirrored
 _TRAIN = ("train", "trainval", "train-standard")  # what the parts may be called
 _TEST = ("test", "val", "valid")
-_LABELS = ("targets", "labels", "_labels", "_samples", "samples")  # where labels may be
+_LABELS = (  # where labels may be
+    *("targets", "labels", "_labels", "_samples", "samples", "y", "_flat_character_images"),
+)
 _PATHS = ("_image_files", "_images", "_samples", "samples", "imgs")  # where paths may be
+_NAMES = ("classes", "categories", "_characters")  # where class names may be
+_NO_CLASS = "N/A"  # what EMNIST calls its class 0, since its letters count from 1
+_OURS = ("root", "download", "transform", "target_transform", "transforms", "loader")
+
+_Option = str | int | float | bool
 
 
 class Torchvision(kdzoo.DataSource):
     """A classification set of torchvision, by the name of its class: CIFAR100, Food101, ...
 
     Trains on its ``train`` (or ``trainval``) part and tests on ``test``, or ``val`` where that is
-    what has labels. Grey images are cropped by up to 2 pixels and not mirrored.
+    what has labels. A set without parts (EuroSAT, Caltech101, SUN397, ...) is divided: of each
+    class ``test_share`` of the images, one at least, are tested on, and two at least are left to
+    train on. A hash of an image's path in the set decides (of its number, where the set keeps no
+    paths), so that they are the same everywhere; another share makes another set. Grey images are
+    cropped by up to 2 pixels and not mirrored.
     """
 
     name = "torchvision"
@@ -53,6 +65,18 @@ class Torchvision(kdzoo.DataSource):
             "directory.",
         )
         download: bool = kdzoo.Field(False, description="Fetch the set if it is not there.")
+        options: Mapping[str, _Option] = kdzoo.Field(
+            {},
+            description="Other arguments of the class, by name: {split: letters} for EMNIST. Not "
+            "those that say where the set is, which part of it is meant, or how images are read.",
+        )
+        test_share: float | None = kdzoo.Field(
+            None,
+            gt=0,
+            lt=1,
+            description="The share of each class's images to test on, of a set that has no test "
+            "part of its own.",
+        )
         size: int | None = kdzoo.Field(
             None,
             ge=1,
@@ -71,19 +95,26 @@ class Torchvision(kdzoo.DataSource):
         name = self.params.dataset
         found = _class(name)
         root = Path(os.path.abspath(os.path.expanduser(self.params.root)))
-        train, test = (self._part(found, root, part) for part in (_TRAIN, _TEST))
-        first = _first(name, train)
-        listed = [
-            _listed(name, root, part, dataset)
-            for part, dataset in (("training", train), ("test", test))
-        ]
-        grey = first.mode in ("1", "L")
+        datasets = self._datasets(found, root)
+        grey = _first(name, datasets[0]).mode in ("1", "L")
+        if self.params.test_share is None:
+            train, test = (
+                _Part(called, dataset, _targets(name, called, dataset), np.arange(len(dataset)))
+                for called, dataset in zip(("training", "test"), datasets, strict=True)
+            )
+        else:
+            train, test = _divided(name, root, datasets[0], self.params.test_share)
         mean, std = _STATISTICS.get(name, (None, None))
         size = self.params.size
+        count = 1 + max(int(part.targets.max()) for part in (train, test))
+        names = _class_names(train.dataset, count)
+        if names[0] == _NO_CLASS:
+            names = names[1:]
+            train, test = (dataclasses.replace(p, targets=p.targets - 1) for p in (train, test))
         return kdzoo.ImageFiles(
-            train=listed[0],
-            test=listed[1],
-            classes=_class_names(train, 1 + max(int(part.targets.max()) for part in listed)),
+            train=_listed(name, root, train),
+            test=_listed(name, root, test),
+            classes=names,
             size=None if size is None else (size, size),
             channels=1 if grey else 3,
             memory_gb=self.params.memory_gb,
@@ -93,38 +124,79 @@ class Torchvision(kdzoo.DataSource):
             flip=not grey and name not in _READ_FROM_LEFT_TO_RIGHT,
         )
 
-    def _part(self, found: Any, root: Path, part: tuple[str, ...]) -> Any:
-        """The training or the test part of a set."""
-        name = found.__name__
+    def _datasets(self, found: Any, root: Path) -> tuple[Any, ...]:
+        """The training and the test part of a set; the one that there is of an undivided set."""
+        name, share = found.__name__, self.params.test_share
         parameters = _parameters(found)
-        given: dict[str, Any] = {"root": root}
+        divider = next((key for key in ("train", "split") if key in parameters), None)
+        given = self._given(name, root, parameters, divider)
+        if divider is None:
+            if share is None:
+                raise kdzoo.DataError(
+                    f"torchvision's {name} is not divided into a training and a test part; say "
+                    "which share of each class's images to test on: `test_share: 0.2`"
+                )
+            return (self._made(found, root, given),)
+        if share is not None:
+            raise kdzoo.DataError(
+                f"torchvision's {name} has a test part of its own; remove `test_share`"
+            )
+        if divider == "train":
+            return tuple(self._made(found, root, {**given, divider: b}) for b in (True, False))
+        return tuple(self._split(found, root, given, splits) for splits in (_TRAIN, _TEST))
+
+    def _given(
+        self,
+        name: str,
+        root: Path,
+        parameters: Mapping[str, inspect.Parameter],
+        divider: str | None,
+    ) -> dict[str, Any]:
+        """What the class is told, but for the part that is meant."""
+        options = self.params.options
+        for key in options:
+            if key in (*_OURS, divider):
+                raise kdzoo.DataError(f"options: `{key}` is set by kdzoo itself; remove it")
+            if key not in parameters:
+                hint = kdzoo.did_you_mean(key, parameters.keys() - {*_OURS, divider})
+                raise kdzoo.DataError(f"options: torchvision's {name} has no `{key}`{hint}")
+        given: dict[str, Any] = {"root": root, **options}
         if "download" in parameters:
             given["download"] = self.params.download
         elif self.params.download:
             raise kdzoo.DataError(
                 f"torchvision cannot download {name}; its documentation says what must be in {root}"
             )
-        choices: list[dict[str, Any]] = []
-        if "train" in parameters:
-            choices = [{"train": part == _TRAIN}]
-        elif "split" in parameters:
-            choices = [{"split": split} for split in part]
-        for choice in choices:
-            if missing := _required(parameters) - given.keys() - choice.keys():
-                raise kdzoo.DataError(
-                    f"torchvision's {name} cannot be used by name: it needs a choice of "
-                    f"{', '.join(sorted(missing))}; make a data source of it, or class folders"
-                )
+        if missing := sorted(_required(parameters) - given.keys() - {divider}):
+            raise kdzoo.DataError(
+                f"torchvision's {name} needs a choice of {', '.join(missing)}; say it so: "
+                f"`options: {{{missing[0]}: ...}}`"
+            )
+        return given
+
+    def _split(
+        self, found: Any, root: Path, given: Mapping[str, Any], splits: Sequence[str]
+    ) -> Any:
+        """The first of these splits that the set has."""
+        for split in splits:
             try:
-                return found(**given, **choice)
-            except Exception as error:
-                if isinstance(error, ValueError) and "for argument split" in str(error):
-                    continue  # it calls this part something else
-                raise kdzoo.DataError(self._absent(name, root, parameters, error)) from error
+                return self._made(found, root, {**given, "split": split})
+            except kdzoo.DataError as error:
+                if "for argument split" not in str(error.__cause__):
+                    raise
         raise kdzoo.DataError(
-            f"torchvision's {name} cannot be used: it is not divided into a training and a test "
-            'part; divide it into folders, and use "image-folder"'
+            f"torchvision's {found.__name__} cannot be used: it is not divided into a training and "
+            'a test part; divide it into folders, and use "image-folder"'
         )
+
+    def _made(self, found: Any, root: Path, given: Mapping[str, Any]) -> Any:
+        try:
+            return found(**given)
+        except Exception as error:
+            reason = self._absent(found.__name__, root, _parameters(found), error)
+            if self.params.options and isinstance(error, (ValueError, TypeError)):
+                reason = f"options: torchvision's {found.__name__} refuses them: {error}"
+            raise kdzoo.DataError(reason) from error
 
     def _absent(
         self, name: str, root: Path, parameters: Mapping[str, Any], error: Exception
@@ -137,6 +209,48 @@ class Torchvision(kdzoo.DataSource):
         if "download" in parameters:
             return f"{message}; `download: true` fetches it"
         return f"{message}; torchvision cannot download it: its documentation says what is needed"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The training or the test images of a set.
+
+    Attributes:
+        called: which of them.
+        dataset: torchvision's, of which they are a part, or all.
+        targets: (N,), the class of each image.
+        rows: (N,), where the dataset has them.
+    """
+
+    called: str
+    dataset: Any
+    targets: torch.Tensor
+    rows: npt.NDArray[np.int64]
+
+
+def _divided(name: str, root: Path, dataset: Any, share: float) -> tuple[_Part, _Part]:
+    """A share of each class for testing, and the rest for training. Both are in the order of the
+    images' paths: that in which a set finds its files may depend on the machine."""
+    targets, paths, count = _targets(name, "training", dataset), _paths(dataset), len(dataset)
+    keys = [str(row) for row in range(count)]
+    ordered = list(range(count))
+    if paths is not None:
+        keys = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+        ordered.sort(key=keys.__getitem__)
+    draws = [hashlib.sha256(os.fsencode(key)).digest()[:8] for key in keys]
+    labels = targets.numpy()
+    drawn = np.lexsort((np.array([int.from_bytes(d, "big") for d in draws], np.uint64), labels))
+    images = np.bincount(labels)
+    place = np.arange(count) - (images.cumsum() - images)[labels[drawn]]  # within the class
+    tested = np.rint(share * images).clip(1, images - 2)  # two at least are left to train on
+    in_test = np.zeros(count, bool)
+    in_test[drawn[place < tested[labels[drawn]]]] = True
+    rows = np.array(ordered)
+    train, test = rows[~in_test[rows]], rows[in_test[rows]]
+    return (
+        _Part("training", dataset, targets[train], train),
+        _Part("test", dataset, targets[test], test),
+    )
 
 
 def _class(name: str) -> Any:
@@ -167,15 +281,12 @@ def _parameters(found: Any) -> dict[str, inspect.Parameter]:
             parameters = {**own, **parameters}
             if all(each.kind is not each.VAR_KEYWORD for each in own.values()):
                 break
-    return {key: each for key, each in parameters.items() if key != "self"}
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {k: each for k, each in parameters.items() if k != "self" and each.kind not in rest}
 
 
 def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
-    return {
-        key
-        for key, each in parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
-    }
+    return {key for key, each in parameters.items() if each.default is each.empty}
 
 
 def _first(name: str, dataset: Any) -> Image.Image:
@@ -193,25 +304,27 @@ def _first(name: str, dataset: Any) -> Image.Image:
     raise kdzoo.DataError(f"torchvision's {name} is no set of images with a class each: {what}")
 
 
-def _listed(name: str, root: Path, part: str, dataset: Any) -> kdzoo.ImageList:
-    targets = _targets(name, part, dataset)
-    read = functools.partial(_image, dataset)
+def _listed(name: str, root: Path, part: _Part) -> kdzoo.ImageList:
+    dataset, targets = part.dataset, part.targets
+    read = functools.partial(_image, dataset, part.rows)
     if (paths := _paths(dataset)) is not None:
-        relative = [os.path.relpath(path, root) for path in paths]
+        relative = [os.path.relpath(paths[row], root) for row in part.rows]
         return dataclasses.replace(kdzoo.ImageList.of_files(root, relative, targets), read=read)
-    digest = hashlib.sha256(f"{name} {part} {len(targets)}".encode())
+    digest = hashlib.sha256(f"{name} {part.called} {len(targets)}".encode())
     digest.update(targets.numpy().data)
+    if len(part.rows) < len(dataset):
+        digest.update(part.rows.data)
     version = None
     data = getattr(dataset, "data", None)
     if isinstance(data, (np.ndarray, torch.Tensor)):  # all images are in memory
         digest.update(np.ascontiguousarray(data).data)
         version = digest.hexdigest()
-    called = functools.partial("torchvision's {} {} image {}".format, name, part)
+    called = functools.partial("torchvision's {} {} image {}".format, name, part.called)
     return kdzoo.ImageList(read, called, targets, digest.hexdigest(), version)
 
 
-def _image(dataset: Any, row: int) -> Any:
-    return dataset[row][0]
+def _image(dataset: Any, rows: npt.NDArray[np.int64], row: int) -> Any:
+    return dataset[int(rows[row])][0]
 
 
 def _paths(dataset: Any) -> Sequence[str] | None:
@@ -254,7 +367,8 @@ def _lists(dataset: Any, names: Sequence[str]) -> list[Any]:
 
 def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
     """The names of the classes, made unique; their numbers where the set names none."""
-    given = getattr(dataset, "classes", None) or []
+    held = (getattr(dataset, key, None) for key in _NAMES)
+    given: Sequence[Any] = next(filter(None, held), ())
     if len(given) < count:
         return tuple(str(number) for number in range(count))
     # Where a class has several names, the first one is the usual one.
