@@ -1,4 +1,5 @@
-"""Writes into the pages what the code says already: hooks, contracts, the spec's keys, components.
+"""Writes into the pages what the code says already: hooks, contracts, the spec's keys, components,
+commands.
 
 A page has a pair of comments, ``<!-- generated: contract Loss -->`` and ``<!-- /generated -->``;
 between them stands what this program writes. The pages are kept as written, so that they can be
@@ -12,21 +13,27 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from typer.main import get_command
 
 import kdzoo
-from kdzoo.extend.describe import loss_defaults, prose, shown_value, type_words
+from kdzoo import errors
+from kdzoo.cli import app
+from kdzoo.extend.component import Component
+from kdzoo.extend.describe import loss_defaults, prose, shown_value, signature, type_words
 from kdzoo.extend.hookspecs import HOOKS, Hooks
 from kdzoo.extend.registry import registry
 from kdzoo.spec import models
 from kdzoo.spec.expand import STUDY_KEYS
+from kdzoo.spec.tuning import Tune
 
 DOCS = Path(__file__).parent
-_BLOCK = re.compile(r"(<!-- generated: (\w+)(?: (\S+))? -->\n).*?(<!-- /generated -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- generated: (\w+)(?: ([\w ]+))? -->\n).*?(<!-- /generated -->)", re.DOTALL
+)
 _SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 _Schema = dict[str, Any]
 
@@ -52,15 +59,23 @@ def hook(name: str) -> str:
 
 
 def contract(name: str) -> str:
-    """A class that plugins meet: what it is, its attributes, its methods with their signatures."""
+    """A public class: what it is, its attributes, its methods with their signatures."""
     cls = getattr(kdzoo, name)
     parts = [f"### `kdzoo.{name}`", _prose(cls)]
-    if is_dataclass(cls):
+    if issubclass(cls, Component):
+        parts.append(_reserved(cls))
+    made = "__init__" in vars(cls) and not issubclass(cls, Component)
+    if made:
         parts.insert(1, f"```python\n{name}{_signature(cls)}\n```")
     elif attributes := list(_attributes(cls)):
         parts.append("```python\n" + "\n".join(attributes) + "\n```")
     for method, value in vars(cls).items():
-        if method.startswith("_") or not inspect.isroutine(value):
+        if method.startswith("_"):
+            continue
+        if isinstance(value, property):
+            answer = signature(value.fget).return_annotation
+            parts += [f"#### `{method}`", f"```python\n{method}: {answer}\n```", _prose(value)]
+        if not inspect.isroutine(value):
             continue
         function = value.__func__ if isinstance(value, classmethod) else value
         abstract = getattr(function, "__isabstractmethod__", False)
@@ -70,6 +85,57 @@ def contract(name: str) -> str:
             _prose(function),
         ]
     return "\n\n".join(parts)
+
+
+def api(names: str) -> str:
+    """Public classes and functions, one after the other."""
+    parts: list[str] = []
+    for name in names.split():
+        value = getattr(kdzoo, name)
+        if inspect.isclass(value):
+            parts.append(contract(name))
+        else:
+            parts.append(f"### `kdzoo.{name}`\n\n```python\n{name}{_signature(value)}\n```")
+            parts.append(_prose(value))
+    return "\n\n".join(parts)
+
+
+def exceptions(_: None) -> str:
+    """What kdzoo raises on purpose."""
+    rows = ["| exception | is a | when |", "|---|---|---|"]
+    for name in errors.__all__:
+        if inspect.isclass(cls := getattr(errors, name)):
+            rows.append(f"| `{name}` | `{cls.__base__.__name__}` | {prose(cls)} |")
+    return "\n".join(rows)
+
+
+def commands(_: None) -> str:
+    """All commands, with what their help says."""
+    return "\n\n".join(_command("kdzoo", get_command(app)))
+
+
+def _command(path: str, command: Any) -> Iterator[str]:
+    places = [parameter for parameter in command.params if parameter.opts[0][0] != "-"]
+    words = [_place(place) if place.required else f"[{_place(place)}]" for place in places]
+    yield f"### `{' '.join([path, *words])}`"
+    yield command.help
+    rows = ["| | |", "|---|---|"]
+    for parameter in command.params:
+        said = _place(parameter)
+        if parameter not in places:
+            said = ", ".join(parameter.opts) + (f" {said}" if not parameter.is_flag else "")
+        default = parameter.default
+        more = "" if default in (None, False, ()) else f" By default {default}."
+        if getattr(parameter, "multiple", False):
+            more += " It may be repeated."
+        rows.append(f"| `{said}` | {parameter.help}{more} |")
+    yield "\n".join(rows)
+    for name, part in getattr(command, "commands", {}).items():
+        yield from _command(f"{path} {name}", part)
+
+
+def _place(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
 
 
 def spec(_: None) -> str:
@@ -97,10 +163,34 @@ def components(kind: str) -> str:
         if issubclass(cls, kdzoo.Loss):
             parts.append(loss_defaults(cls))
         schema = cls.Params.model_json_schema()
+        if issubclass(cls, kdzoo.ModelSource) and not schema.get("required"):
+            parts.append(_layers(cls().layers()))
+        if issubclass(cls, kdzoo.ClassPolicy) and name != "tllm":
+            same = _taken_out(schema, registry().find(kind, "tllm").Params.model_json_schema())
+            if same:
+                parts.append(f"As [`tllm`](#tllm): {', '.join(f'`{key}`' for key in same)}.")
         if schema["properties"]:
             parts.append(_table(schema, schema.get("$defs", {})))
         parts.append(f"In `{cls.__module__}`.")
     return "\n\n".join(parts)
+
+
+def _layers(layers: kdzoo.Layers) -> str:
+    """What the layers are that a model declares by short names."""
+    said = [f"{number} is `{path}`" for number, path in enumerate(layers.stages)]
+    return (
+        f"Network stages: {', '.join(said) or 'none'}; `penultimate` is `{layers.penultimate}`, "
+        f"`head` is `{layers.head}`."
+    )
+
+
+def _taken_out(schema: _Schema, other: _Schema) -> list[str]:
+    """The params that two components have in common, which are left out of the first schema."""
+    known = other["properties"]
+    same = [key for key, field in schema["properties"].items() if known.get(key) == field]
+    for key in same:
+        del schema["properties"][key]
+    return same
 
 
 _SPEC_MODELS: dict[str, type[BaseModel]] = {
@@ -113,10 +203,14 @@ _SPEC_MODELS: dict[str, type[BaseModel]] = {
     "`losses`": models.LossEntry,
     "`layers` of a loss": models.LayersEntry,
     "`normalize` of a model": models.NormalizeEntry,
+    "`tune`": Tune,
 }
 _WRITERS: dict[str, Callable[[Any], str]] = {
     "hook": hook,
     "contract": contract,
+    "api": api,
+    "exceptions": exceptions,
+    "commands": commands,
     "spec": spec,
     "components": components,
 }
@@ -134,14 +228,27 @@ def _attributes(cls: type) -> Iterator[str]:
         yield line.replace("'", '"')
 
 
+def _reserved(cls: type[Component]) -> str:
+    """What the classes of all kinds have."""
+    keys = ", ".join(f"`{key}`" for key in ("use", *sorted(cls.engine_keys)))
+    return (
+        "Its class has a `name`, by which a spec names it, and may have a nested class "
+        "`Params(kdzoo.Params)` of what can be set, which an instance has as `self.params`. No "
+        f"param may have the name of a key of the spec: {keys}."
+    )
+
+
 def _signature(function: Callable[..., Any]) -> str:
-    signature = inspect.signature(function)
-    if is_dataclass(function):  # what its __init__ answers says nothing
-        signature = signature.replace(return_annotation=inspect.Signature.empty)
-    lines = [str(part).replace("'", "") for part in signature.parameters.values()]
-    lines = [line.replace("<factory>", "{}") for line in lines]
-    answer = signature.return_annotation
-    arrow = "" if answer is inspect.Signature.empty else f" -> {answer}".replace("'", "")
+    said = signature(function)
+    if inspect.isclass(function):  # what its __init__ returns says nothing
+        said = said.replace(return_annotation=inspect.Signature.empty)
+    lines: list[str] = []
+    for part in said.parameters.values():
+        if part.kind is part.KEYWORD_ONLY and "*" not in lines:
+            lines.append("*")
+        lines.append(str(part))
+    answer = said.return_annotation
+    arrow = "" if answer is inspect.Signature.empty else f" -> {answer}"
     one = f"({', '.join(lines)}){arrow}"
     return one if len(one) < 84 else "(\n    " + ",\n    ".join(lines) + f",\n){arrow}"
 

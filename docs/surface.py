@@ -14,6 +14,7 @@ from typing import Any
 
 import kdzoo
 import kdzoo.testing
+from kdzoo.extend.describe import signature
 from kdzoo.extend.hookspecs import HOOKS, Hooks
 
 FILE = Path(__file__).with_name("surface.txt")
@@ -55,7 +56,7 @@ def _members(owner: type) -> Iterator[tuple[str, str]]:
     """The names of what is public in a class itself, and what follows them in the list."""
     for name, annotation in vars(owner).get("__annotations__", {}).items():
         if not name.startswith("_"):
-            yield name, f": {annotation}"
+            yield name, f": {annotation}".replace("'", '"')
     annotated = {name for base in owner.__mro__ for name in vars(base).get("__annotations__", ())}
     for name, value in vars(owner).items():
         made = name == "__init__" and hasattr(owner, "__pydantic_fields__")  # from the fields
@@ -72,7 +73,7 @@ def _members(owner: type) -> Iterator[tuple[str, str]]:
 
 
 def _signature(function: Any) -> str:
-    return str(inspect.signature(function)).replace("'", "")
+    return str(signature(function))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def schema(plugin: PluginFiles = None) -> None:
 @app.command()
 def init(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Which spec; without it, all are listed.")
+        str | None, typer.Argument(metavar="NAME", help="Which spec; without it, all are listed.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write; NAME.yaml.")

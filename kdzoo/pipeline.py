@@ -125,7 +125,7 @@ def run(
 
     The teacher and the baseline are runs of their own, in directories of their own, and are found
     again by every spec that would train the same ones. Called in several processes that torchrun
-    started, it trains in all of them together; each is answered the same.
+    started, it trains in all of them together; each gets the same back.
 
     Args:
         spec: a YAML file, or the same as a mapping.
@@ -239,8 +239,9 @@ def _led(work: Callable[[], T], runs: Path) -> T:
 def load_student(directory: str | Path) -> Network:
     """The trained student of a run, in eval mode, on the CPU.
 
-    It takes images as floats in [0, 1], (B, channels, height, width), and answers logits (B, C);
-    the input normalization is part of it.
+    It takes images as floats in [0, 1], (B, channels, height, width), and returns logits (B, C);
+    the input normalization is part of it. An architecture of your own must be known before
+    (:func:`kdzoo.register`).
 
     Args:
         directory: the run directory.
@@ -254,7 +255,10 @@ def load_student(directory: str | Path) -> Network:
 def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     file = RunDirectory(Path(directory)).student
     if not file.exists():
-        raise CheckpointError(f"{directory}: holds no trained student (no {file.name})")
+        raise CheckpointError(
+            f"{directory}: holds no trained student (no {file.name}); name a finished run's "
+            "directory (runs/NAME-HASH)"
+        )
     recipe = NetworkRecipe.of(file)
     if recipe is None:
         raise CheckpointError(f"{file}: was not written by kdzoo")

@@ -46,7 +46,7 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
         (["init", "digit"], 'there is no spec "digit" to start from; did you mean "digits"?'),
         (["init", "planted"], 'there is no spec "planted" to start from'),
         (["init", "digits", "-o", "no/such/folder.yaml"], "cannot be written: No such file"),
-        (["evaluate", "nowhere"], "nowhere: holds no trained student"),
+        (["evaluate", "nowhere"], "a finished run's directory (runs/NAME-HASH)"),
     ],
 )
 def test_errors_are_one_message(

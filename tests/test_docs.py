@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from fresh import Fresh
 from torch import nn
 
 import kdzoo
+from kdzoo.extend.bases import DataSource
 from kdzoo.extend.hookspecs import HOOKS
-from kdzoo.spec.read import read_study
+from kdzoo.extend.registry import registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -24,6 +26,12 @@ PAGES = sorted(DOCS.glob("*.md"))
 def blocks(page: str, language: str = "python") -> list[str]:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def block(page: str, part: str) -> str:
+    """The page's one block of code that has this part."""
+    (code,) = (code for code in blocks(page) if part in code)
+    return code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -48,24 +56,46 @@ def test_every_hook_has_its_page(hook: str) -> None:
     assert re.search(rf"`kdzoo plugins new \S+ --kind {base.kind}` writes", page)
 
 
-def test_the_first_spec_is_read(tmp_path: Path) -> None:
-    (tmp_path / "digits.yaml").write_text(blocks("index", "yaml")[0])
-    assert len(read_study(tmp_path / "digits.yaml", ())) == 1
+def test_the_spec_explained_line_by_line_is_the_starter() -> None:
+    assert blocks("index", "yaml") == [
+        registry().find(DataSource.kind, "digits").starters["digits"]
+    ]
+
+
+def test_the_message_shown_is_the_message_given(
+    tmp_path: Path, kdzoo_command: Callable[..., Any]
+) -> None:
+    kdzoo_command("init", "digits")
+    said = kdzoo_command("validate", "digits.yaml", "--set", "losses.kd.temprature=2").stderr
+    assert said.strip() in (DOCS / "index.md").read_text()
+
+
+def test_every_command_and_every_public_name_has_its_entry() -> None:
+    page = (DOCS / "commands.md").read_text()
+    for command in ("run", "tune", "validate", "plugins new", "report"):
+        assert f"### `kdzoo {command}" in page
+    api = (DOCS / "api.md").read_text()
+    pages = "".join(page.read_text() for page in PAGES)
+    for name in kdzoo.__all__:
+        listed = f"`kdzoo.{name}`" in api or f"| `{name}` |" in api
+        assert listed or f"### `kdzoo.{name}`" in pages, name
 
 
 @pytest.mark.parametrize(
     ("page", "name", "checks"),
     [
-        ("policies", "BetterTeacher", ["contract", "state_dict"]),
+        ("adapters", "Channels", ["contract", "the_teachers_shape", "refusals"]),
+        ("policies", "BetterTeacher", ["contract", "settings", "state_dict"]),
         ("models", "TwoLayers", ["contract", "declared_layers"]),
+        ("datasets", "Stripes", ["contract", "delivers", "deterministic"]),
+        ("observers", "Accuracies", ["contract", "whole_runs", "restarts"]),
     ],
 )
 def test_the_short_examples_keep_their_contracts(page: str, name: str, checks: list[str]) -> None:
     from kdzoo.testing import run_checks
 
     names: dict[str, Any] = {"__name__": "example"}
-    (code,) = (code for code in blocks(page) if f"class {name}" in code)
-    exec(code, names)
+    exec(block(page, f"class {name}"), names)
     results = run_checks(names[name], checks=checks)
     assert [(result.check, result.status) for result in results] == [
         (check, "passed") for check in checks
@@ -107,7 +137,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "teacher": network(9),
         "student": network(5),
     }
-    exec(blocks("your-own-loop")[0], names)
+    exec(block("your-own-loop", "def make_distiller"), names)
     return names
 
 
@@ -117,12 +147,18 @@ def network(width: int) -> nn.Module:
     )
 
 
-def fresh(given: dict[str, Any]) -> kdzoo.Distiller:
-    """The same start again: teacher and loss as they were, a student of the same weights."""
-    torch.manual_seed(1)
-    given["student"] = network(5)
-    distiller: kdzoo.Distiller = given["make_distiller"]()
-    return distiller
+def start_alike(given: dict[str, Any]) -> None:
+    """From now on each distiller has a student of the same weights, and batches have one order."""
+    make = given["make_distiller"]
+
+    def alike() -> Any:
+        torch.manual_seed(1)
+        given["student"] = network(5)
+        return make()
+
+    given["make_distiller"] = alike
+    rows = torch.utils.data.TensorDataset(given["images"], given["labels"], torch.arange(32))
+    given["loader"] = torch.utils.data.DataLoader(rows, batch_size=16)
 
 
 def same_state(one: kdzoo.Distiller, other: kdzoo.Distiller) -> bool:
@@ -136,74 +172,67 @@ def same_state(one: kdzoo.Distiller, other: kdzoo.Distiller) -> bool:
 
 def test_the_plain_loop(given: dict[str, Any]) -> None:
     before = given["teacher"][1].weight.clone()
-    exec(blocks("your-own-loop")[1], given)
+    exec(block("your-own-loop", "torch.save([distiller"), given)
     assert len(given["distiller"].curves.history) == 2
     assert torch.equal(given["teacher"][1].weight, before)
     state, _ = torch.load("checkpoint.pt", weights_only=True)
     assert not [key for key in state if "teacher" in key and key != "teacher_weights"]
 
 
+def test_losses_on_layers(given: dict[str, Any]) -> None:
+    exec(block("your-own-loop", '"layers": layers}'), given)
+    (_, crd) = given["terms"]
+    assert crd.loss.layers == (kdzoo.LayerPair("1", "1"),)
+    exec(block("your-own-loop", "kdzoo.Layers("), given)
+    step = given["distiller"](given["images"], given["labels"], torch.arange(32))
+    assert step.terms.keys() == {"ce", "crd"}
+
+
+def test_a_policy(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block("your-own-loop", "torch.save([distiller"), given)
+    exec(block("your-own-loop", "import TLLM"), given)
+    assert capsys.readouterr().out == "1 []\n2 []\n"
+    assert given["curves"].learning_rate.tolist() == [0.05, 0.05]
+    assert given["distiller"].policy is given["policy"]
+
+
 def test_lightning(given: dict[str, Any]) -> None:
-    lightning = pytest.importorskip("lightning", reason="pip install 'kdzoo[lightning]'")
-    exec(blocks("your-own-loop")[2], given)
-    rows = torch.utils.data.TensorDataset(given["images"], given["labels"], torch.arange(32))
-    loader = torch.utils.data.DataLoader(rows, batch_size=16)
-
-    def fit(epochs: int, folder: str, resume: str | None = None) -> kdzoo.Distiller:
-        module = given["Distillation"](fresh(given))
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[lightning.pytorch.callbacks.ModelCheckpoint(folder, save_last=True)],
-        )
-        trainer.fit(module, loader, ckpt_path=resume)
-        assert not given["teacher"].training
-        distiller: kdzoo.Distiller = module.distiller
-        return distiller
-
-    whole = fit(3, "whole")
+    pytest.importorskip("lightning", reason="pip install 'kdzoo[lightning]'")
+    for part in ("class Distillation", "def fit"):
+        exec(block("your-own-loop", part), given)
+    start_alike(given)
+    whole = given["fit"](3, "whole").distiller
+    assert not given["teacher"].training
     assert len(whole.curves.history) == 3
-    fit(1, "part")
+    given["fit"](1, "part")
     state = torch.load("part/last.ckpt", weights_only=True)["state_dict"]
     assert len(state["distiller.curves._extra_state"]["history"]) == 1
-    assert same_state(fit(3, "rest", "part/last.ckpt"), whole)
+    assert same_state(given["fit"](3, "rest", "part/last.ckpt").distiller, whole)
 
 
-def test_the_trainer_of_hugging_face(given: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install 'kdzoo[transformers]'")
+@pytest.fixture
+def hugging_face(given: dict[str, Any]) -> dict[str, Any]:
+    pytest.importorskip("transformers", reason="pip install 'kdzoo[transformers]'")
     pytest.importorskip("accelerate", reason="pip install 'kdzoo[transformers]'")
-    exec(blocks("your-own-loop")[3], given)
-    rows = [
-        {"pixel_values": image, "labels": label, "indices": row}
-        for row, (image, label) in enumerate(zip(given["images"], given["labels"], strict=True))
-    ]
+    for part in ("class Distilled", "def make_trainer", "class Logits"):
+        exec(block("your-own-loop", part), given)
+    return given
+
+
+def test_the_trainer_of_hugging_face(hugging_face: dict[str, Any]) -> None:
+    import transformers
+
+    start_alike(hugging_face)
 
     def trained(folder: str, stop: int | None, resume: bool = False) -> kdzoo.Distiller:
-        arguments = transformers.TrainingArguments(
-            folder,
-            num_train_epochs=3,
-            per_device_train_batch_size=16,
-            save_strategy="epoch",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
-
         class Stop(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
             def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 control.should_training_stop = round(state.epoch) == stop
 
-        trainer = transformers.Trainer(
-            given["Distilled"](fresh(given)),
-            arguments,
-            train_dataset=rows,
-            callbacks=[given["EndEpoch"](), Stop()],
-        )
+        trainer = hugging_face["make_trainer"](folder, 3)
+        trainer.add_callback(Stop())
         trainer.train(resume_from_checkpoint=resume)
-        assert not given["teacher"].training
+        assert not hugging_face["teacher"].training
         distiller: kdzoo.Distiller = trainer.model.distiller
         return distiller
 
@@ -211,3 +240,26 @@ def test_the_trainer_of_hugging_face(given: dict[str, Any]) -> None:
     assert len(whole.curves.history) == 3
     assert len(trained("part", 1).curves.history) == 1
     assert same_state(trained("part", None, resume=True), whole)
+
+
+def test_a_model_of_transformers(hugging_face: dict[str, Any]) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"image_size": 4, "patch_size": 2, "num_channels": 1, "num_labels": 4}
+    config = ViTConfig(
+        **sizes,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        hidden_dropout_prob=0.0,
+    )
+    models = [ViTForImageClassification(config) for _ in range(2)]
+    wrapped = [kdzoo.Network(hugging_face["Logits"](model), [0.5], [0.5]) for model in models]
+    hugging_face["teacher"], hugging_face["student"] = wrapped
+    images, labels = hugging_face["images"], hugging_face["labels"]
+    step = hugging_face["make_distiller"]()(images, labels)
+    torch.testing.assert_close(step.student.logits, models[1](2 * images - 1).logits)
+    step.total.backward()
+    assert models[1].classifier.weight.grad.abs().sum() > 0
+    assert models[0].classifier.weight.grad is None

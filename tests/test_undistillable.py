@@ -67,7 +67,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _show(what: str, values: np.ndarray) -> None:
-    """A row of means over seeds, for ``pytest -s``: the README quotes them."""
+    """A row of means over seeds, for ``pytest -s``: docs/undistillable.md quotes them."""
     means = "".join(
         f"{name:>3}{mean:6.1f}" for name, mean in zip(planted.CLASSES, values.mean(0), strict=True)
     )

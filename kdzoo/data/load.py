@@ -68,7 +68,7 @@ def load_images(
         held = _kept_or_decoded(source, answer, decoder, cache)
         return _in_memory(source, answer, held, device)
     log.info(
-        'data "%s": %.1f GB decoded are more than memory_gb: read while training, in random crops',
+        'data "%s": %.1f GB decoded are more than memory_gb: read while training',
         source,
         size / 1e9,
     )

@@ -36,7 +36,7 @@ __all__ = ["Distiller", "Step"]
 
 @dataclass(frozen=True)
 class Step:
-    """What one step answers.
+    """What one step returns.
 
     Attributes:
         terms: each term's value under the policy's class weights, without the term's own weight.
@@ -52,7 +52,7 @@ class Step:
 class Distiller(nn.Module):
     """Teacher + student + losses + class policy.
 
-    Called with a batch it answers named terms and their total. It is a module whose parameters are
+    Called with a batch it returns named terms and their total. It is a module whose parameters are
     the student's and the losses' own: give ``distiller.parameters()`` to an optimizer, call
     ``distiller.train()`` before and ``distiller.end_epoch()`` after each epoch. The teacher is no
     part of it: it stays in eval mode, learns nothing, and is absent from the state dict, which
@@ -67,7 +67,8 @@ class Distiller(nn.Module):
         num_samples: rows of the training set.
         targets: (num_samples,), the class of each of these rows, -1 for those that will not be
             trained on; for losses that look at other samples than the batch's.
-        policy: decides which classes are taught; ``None`` teaches all.
+        policy: an instance of a class policy, which decides which classes are taught; ``None``
+            teaches all.
         baseline: (E, C), the accuracy of the student trained without the teacher, for each epoch
             to come, for policies that compare with it.
         validation_baseline: (E, C), the same on the validation images.
@@ -78,8 +79,15 @@ class Distiller(nn.Module):
         teacher_layers: the layer names that the teacher's model declares.
         student_layers: the layer names that the student's model declares.
 
+    Attributes:
+        student: the student, as it was given.
+        teacher_weights: (C,), how much of the teacher's terms each class gets from now on.
+        label_weights: (C,), how much of the label terms.
+        class_columns: (C,), see :attr:`kdzoo.ClassWeights.columns`.
+        class_states: (C,), each class's :class:`~kdzoo.ClassState`.
+
     Raises:
-        SpecError: the networks, the losses' layers and the classes do not fit together.
+        SpecError: the networks, the losses' layers, the classes and the policy do not fit together.
     """
 
     teacher_weights: Tensor
@@ -106,6 +114,11 @@ class Distiller(nn.Module):
         student_layers: Layers = Layers(),
     ) -> None:
         super().__init__()
+        if not isinstance(policy, ClassPolicy | None):
+            raise SpecError(
+                f"policy is {policy!r}; it must be an instance of a class policy, such as "
+                'TLLM(TLLM.Params(signal="agreement")), or None'
+            )
         self.classes = tuple(classes)
         self.student = student
         if len(example) == 1:  # batch norm cannot be tried in train mode on one image
@@ -208,7 +221,7 @@ class Distiller(nn.Module):
             SpecError: there is no teacher.
         """
         if self._teacher is None:
-            raise SpecError("there is no teacher to ask")
+            raise SpecError("there is no teacher to ask; give the Distiller one")
         network = self._teacher.network
         if network.training:  # somebody else's code called .train() on the teacher itself
             network.eval()
@@ -264,6 +277,11 @@ class Distiller(nn.Module):
             progress: epochs since the stage began, fractional; warm-ups follow it. By default
                 how often :meth:`end_epoch` was called since then.
             taught: what :meth:`teach` says about these inputs, where that is known already.
+
+        Raises:
+            SpecError: inputs, targets or ``taught`` do not fit together, or a loss needs
+                ``indices``.
+            PluginError: a loss fails, or does not return one value per sample.
         """
         self._check_batch(inputs, targets)
         if taught is not None:
@@ -331,6 +349,9 @@ class Distiller(nn.Module):
             inputs: (B, channels, height, width), not augmented.
             targets: (B,), int64 classes.
             indices: (B,), int64 rows of the training set that they were taken from.
+
+        Raises:
+            SpecError: inputs and targets do not fit together.
         """
         self._check_batch(inputs, targets)
         training = self.training
@@ -346,7 +367,7 @@ class Distiller(nn.Module):
         self.train(training)
 
     def end_epoch(self, learning_rate: float = math.nan) -> TeachingCurves:
-        """Close the epoch: the curves get a point, and the policy answers with new weights.
+        """Close the epoch: the curves get a point, and the policy gives new weights.
 
         Args:
             learning_rate: the epoch's, for policies that begin anew where it falls.
@@ -356,6 +377,7 @@ class Distiller(nn.Module):
 
         Raises:
             SpecError: the policy looks at validation images, and there were none.
+            PluginError: the policy fails, or its weights are not (C,), finite and at least 0.
         """
         applied = torch.stack([self.teacher_weights, self.label_weights, self.class_states], 1)
         self.curves.close_epoch(applied, learning_rate, self._first_epoch)
@@ -413,13 +435,16 @@ class Distiller(nn.Module):
         if term.id in self.losses:
             raise SpecError(f'two terms have the id "{term.id}"; give one of them another')
         if term.loss.guidance == "teacher" and self._teacher is None:
-            raise SpecError(f'loss "{term.id}" follows a teacher, and there is none')
+            raise SpecError(
+                f'loss "{term.id}" follows a teacher, and there is none; pass a teacher, or remove '
+                "the loss"
+            )
         if hasattr(self.losses, term.id):
             raise SpecError(f'"{term.id}" cannot be the id of a term; choose another')
         if term.loss.needs_targets and targets is None:
             raise SpecError(
                 f'loss "{term.id}" looks at other samples than the batch\'s: pass the targets of '
-                "the training set"
+                "of the training set"
             )
         term.loss.targets = None if targets is None else targets.cpu()
         shapes = self._student.shapes
@@ -434,8 +459,8 @@ class Distiller(nn.Module):
             raise SpecError(f"targets are {kind}; they must be an int64 tensor")
         if targets.shape != (num_samples,):
             raise SpecError(
-                f"targets are {tuple(targets.shape)}; they must be ({num_samples},), one a row of "
-                "the training set"
+                f"targets are {tuple(targets.shape)}; they must be ({num_samples},), one per row "
+                "of the training set"
             )
         low, high = int(targets.min()), int(targets.max())
         if low < -1 or high >= len(self.classes):
@@ -448,7 +473,7 @@ class Distiller(nn.Module):
         if targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]:
             raise SpecError(
                 f"targets are {targets.dtype} of shape {tuple(targets.shape)}; they must be int64 "
-                f"({len(inputs)},), one an image"
+                f"({len(inputs)},), one per image"
             )
         if targets.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = int(targets.min()), int(targets.max())
@@ -481,7 +506,8 @@ class Distiller(nn.Module):
             if answered != len(self.classes):
                 raise SpecError(
                     f"the {tapped.role} answers {answered} classes, "
-                    f"but the data has {len(self.classes)}"
+                    f"but the data has {len(self.classes)}; give its last layer as many outputs as "
+                    "`classes` has names"
                 )
 
     def _count(self, targets: Tensor | None) -> tuple[int, ...] | None:
@@ -508,11 +534,12 @@ class Distiller(nn.Module):
             if values.shape != (count,):
                 raise PluginError(
                     f'policy "{policy.name}" answered {what} of shape {values.shape}; they must '
-                    f"be ({count},), one a class"
+                    f"be ({count},), one per class"
                 )
             if not (np.isfinite(values).all() and (values >= 0).all()):
                 raise PluginError(
-                    f'policy "{policy.name}" answered {what} that are negative, NaN or infinite'
+                    f'policy "{policy.name}" answered {what} that are negative, NaN or infinite; '
+                    "they must be finite and at least 0"
                 )
             if name == "class_columns" and (values > 1).any():
                 raise PluginError(
@@ -562,7 +589,7 @@ def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) 
     shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
     if shape != tuple(batch.targets.shape):
         raise PluginError(
-            f'loss "{term.id}" answered {shape}; it must be one value a sample, '
+            f'loss "{term.id}" answered {shape}; it must be one value per sample, '
             f"({len(batch.targets)},)"
         )
     if not rows.is_floating_point():

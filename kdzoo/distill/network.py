@@ -18,8 +18,8 @@ class Network(nn.Module):
 
     Args:
         model: normalized images (B, channels, height, width) to logits (B, C).
-        mean: each channel's mean.
-        std: each channel's standard deviation.
+        mean: each channel's mean, in units of [0, 1].
+        std: each channel's standard deviation, in units of [0, 1].
 
     Attributes:
         model: the bare model; published weights have its names.

@@ -45,7 +45,12 @@ class Adapter(Component, nn.Module, ABC):
 
     @abstractmethod
     def setup(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
-        """Build the layers. Shapes come without the batch: ``(channels, height, width)``, say.
+        """Build the layers.
+
+        Args:
+            student_shape: the student feature's, without the batch: ``(channels, height, width)``,
+                say.
+            teacher_shape: the teacher feature's, likewise.
 
         Raises:
             SpecError: this adapter cannot bring the one shape into the other.
@@ -53,7 +58,7 @@ class Adapter(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, feature: Tensor) -> Tensor:
-        """(B, *student_shape) to (B, *teacher_shape)."""
+        """``(B, *student_shape)`` to ``(B, *teacher_shape)``."""
 
 
 class Loss(Component, nn.Module, ABC):
@@ -122,7 +127,20 @@ class Loss(Component, nn.Module, ABC):
     def new_adapter(
         self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]
     ) -> Adapter:
-        """For :meth:`setup`: the adapter that the spec names, built for these shapes."""
+        """For :meth:`setup`: the adapter that the spec names, built for these shapes.
+
+        Args:
+            student_shape: the student feature's, without the batch.
+            teacher_shape: the teacher feature's.
+
+        Returns:
+            A module to keep, or its parameters would not learn: ``(B, *student_shape)`` to
+            ``(B, *teacher_shape)``.
+
+        Raises:
+            SpecError: the adapter cannot bring the one shape into the other.
+            TypeError: the loss was not made from a spec's entry.
+        """
         if self.adapter_factory is None:
             raise TypeError(
                 f"{type(self).__name__} was not made from a spec's entry: use kdzoo.terms, or set "
@@ -135,12 +153,12 @@ class Loss(Component, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """One value a sample, (B,); their plain mean is the published loss.
+        """One value per sample, (B,); their plain mean is the published loss.
 
         The teacher's outputs are detached. In a run without a teacher, reading ``teacher`` is an
         error. The engine multiplies row i by ``batch.weights[i]``, sums, and divides by B.
 
-        Outputs may be float16 or bfloat16: compute, and answer, in float32 at least. In several
+        Outputs may be float16 or bfloat16: compute and return float32 at least. In several
         processes each has its own part of the batch; a loss that remembers samples gathers them,
         so that its buffers stay the same everywhere.
         """
@@ -215,7 +233,11 @@ class ModelSource(Component, ABC):
 
     @abstractmethod
     def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """The network: normalized images (B, *input_shape) to logits (B, num_classes).
+        """The network: normalized images ``(B, *input_shape)`` to logits (B, num_classes).
+
+        Args:
+            input_shape: (channels, height, width).
+            num_classes: C.
 
         Raises:
             SpecError: the architecture cannot take such images or classes.
@@ -269,8 +291,14 @@ class Observer(Component, ABC):
     def steps(
         self, run: RunInfo, first: int, values: Mapping[str, npt.NDArray[np.float32]]
     ) -> None:
-        """Some more steps were done: step ``first`` (counted from 1) and those after it, one
-        number a step for each name (``loss/total``, ``loss/kd``, ...)."""
+        """Some more steps were done: step ``first`` (counted from 1) and those after it.
+
+        Args:
+            run: the run.
+            first: the first of these steps.
+            values: (S,), float32, one number per step, for each name (``loss/total``,
+                ``loss/kd``, ...).
+        """
         del run, first, values
 
     def epoch(self, run: RunInfo, record: EpochRecord) -> None:

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Layer = int | str
-"""A stage number that the model declares, or the path of a module (``blocks.7``)."""
+"""The number of a network stage that the model declares, or the path of a module (``blocks.7``)."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,9 +65,11 @@ class Batch:
     """What was shown to the networks.
 
     Attributes:
-        inputs: (B, channels, height, width), floats in [0, 1]; each network normalizes them itself.
+        inputs: (B, channels, height, width), as the training loop passes them: in kdzoo's own
+            floats in [0, 1], which each network normalizes itself.
         targets: (B,), int64 classes.
-        indices: (B,), int64 rows of the training set as the data source gave it.
+        indices: (B,), int64 rows of the training set as the data source gave it; -1 where the
+            training loop gave none.
         weights: (B,), the class policy's weight of each sample for the loss that is being called.
             The engine applies it to each row; a loss needs it only to weight the *partners* of a
             sample it compares with others.
@@ -98,7 +100,7 @@ class Layers:
     """The module paths by which a model's layers can be named.
 
     Attributes:
-        stages: stage 0, 1, 2, ...: the module whose output is that stage's feature.
+        stages: network stage 0, 1, 2, ...: the module whose output is that stage's feature.
         penultimate: the module whose output enters the classifier.
         head: the classifier.
     """
@@ -126,12 +128,19 @@ class Shapes:
 
 
 class ClassState(IntEnum):
-    """What a class policy has decided about a class; the number is for pictures."""
+    """What a class policy has decided about a class; the number is for pictures.
 
-    WARM_UP = 0  # it is taught, and not looked at yet
+    Attributes:
+        WARM_UP: it is taught, and not looked at yet.
+        TAUGHT: it is taught like the others.
+        SUSPECT: it is still taught, and may not be for long.
+        UNTAUGHT: it gets less of the teacher's terms than the others.
+    """
+
+    WARM_UP = 0
     TAUGHT = 1
-    SUSPECT = 2  # it is still taught, and may not be for long
-    UNTAUGHT = 3  # it gets less of the teacher's terms than the others
+    SUSPECT = 2
+    UNTAUGHT = 3
 
     @property
     def words(self) -> str:
@@ -241,7 +250,10 @@ class PolicySetting:
             SpecError: there is no teacher to leave, or nothing else to learn from.
         """
         if not self.teacher_weight:
-            raise SpecError("decides about a teacher's terms, and there are none")
+            raise SpecError(
+                "decides about a teacher's terms, and there are none; add a loss that follows the "
+                "teacher, or use `policy: all`"
+            )
         if not self.label_weight:
             raise SpecError(
                 "needs a label term beside the teacher's: a class that is not taught would "
@@ -253,7 +265,7 @@ class PolicySetting:
 
 @dataclass(frozen=True)
 class ClassWeights:
-    """A class policy's answer, (C,) each.
+    """What a class policy returns, (C,) each.
 
     Attributes:
         teacher: how much of the teacher's terms each class gets, >= 0.
@@ -370,8 +382,8 @@ class ImageFiles:
         classes: the C class names.
         size: (height, width) that the networks see; ``None`` where all images have one size.
         channels: 3 for colour, 1 for grey.
-        memory_gb: how many gigabytes (10^9 bytes) the decoded set, a byte a value, may have to be
-            held in memory.
+        memory_gb: how many gigabytes (10^9 bytes) the decoded set, a byte per value, may have to
+            be held in memory.
         mean: each channel's mean, in units of [0, 1]; ``None`` for that of the training images, or
             ImageNet's where they are not held in memory.
         std: each channel's standard deviation; ``None`` likewise.
@@ -427,7 +439,8 @@ class EpochRecord:
     Attributes:
         epoch: its number, counted from 1.
         step: how many steps have been done.
-        scalars: named numbers: accuracies, the learning rate.
+        scalars: named numbers: ``lr``; ``accuracy/train``; with a teacher ``accuracy/teacher`` and
+            ``agreement``; with validation images ``accuracy/validation``.
         curves: the teaching curves up to and including this epoch.
         loader_share: the share of the epoch's time in which the steps waited for their images. It
             comes from a clock: what must be reproducible leaves it out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "params_of",
     "prose",
     "shown_value",
+    "signature",
     "type_words",
 ]
 
@@ -126,6 +127,31 @@ def shown_value(value: Any) -> str:
             return str(said["use"])
         return "{" + ", ".join(f"{key}: {shown_value(item)}" for key, item in said.items()) + "}"
     return str(value) if isinstance(value, str) else json.dumps(value)
+
+
+def signature(function: Any) -> inspect.Signature:
+    """A function's signature that is printed as its source says it: no annotation in quotes."""
+    found = inspect.signature(function)
+    parts = [
+        part.replace(annotation=_Source.of(part.annotation), default=_Source.of(part.default, repr))
+        for part in found.parameters.values()
+    ]
+    return found.replace(parameters=parts, return_annotation=_Source.of(found.return_annotation))
+
+
+@dataclass(frozen=True)
+class _Source:
+    text: str
+
+    @classmethod
+    def of(cls, value: Any, words: Callable[[Any], str] = str) -> Any:
+        """A default, by ``repr``, or an annotation that was never evaluated, which is a string."""
+        if value is inspect.Signature.empty or (words is str and not isinstance(value, str)):
+            return value
+        return cls(words(value).replace("'", '"').replace("<factory>", "{}"))
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def type_words(field: Schema, definitions: Schema) -> str:

@@ -85,8 +85,8 @@ class DataEntry(Entry):
         None,
         ge=0,
         le=1024,
-        description="Processes that read images which do not fit into memory; by default one a "
-        "core, up to 8. The images are the same with any number.",
+        description="Processes that read images which do not fit into memory; by default one "
+        "per core, up to 8. The images are the same with any number.",
     )
 
 
@@ -94,7 +94,7 @@ class Train(_Strict):
     """How long and with which optimizer a stage trains."""
 
     epochs: int = Field(ge=1, description="How often each training image is seen.")
-    batch_size: int = Field(64, ge=2, description="Images a step, over all processes.")
+    batch_size: int = Field(64, ge=2, description="Images per step, over all processes.")
     optimizer: TorchEntry = Field(
         TorchEntry.model_validate(
             {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5.0e-4}
@@ -104,7 +104,8 @@ class Train(_Strict):
     schedule: TorchEntry | None = Field(
         None,
         description="One of torch.optim.lr_scheduler by name without LR (multistep, "
-        "cosineannealing, ...), with its arguments; stepped once an epoch. None: constant.",
+        "cosineannealing, ...), with its arguments; stepped once per epoch. T_max is by default "
+        "the stage's epochs. Without a schedule the rate is constant.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -121,8 +122,12 @@ class Train(_Strict):
 class LayersEntry(_Strict):
     """A student layer and the teacher layer it is compared with."""
 
-    student: int | str = Field(description="A stage number, or a module path such as blocks.7.")
-    teacher: int | str = Field(description="A stage number, or a module path such as blocks.7.")
+    student: int | str = Field(
+        description="The number of a network stage, penultimate, head, or a module path: blocks.7."
+    )
+    teacher: int | str = Field(
+        description="The number of a network stage, penultimate, head, or a module path: blocks.7."
+    )
 
 
 class LossEntry(Entry):
@@ -173,7 +178,9 @@ class ModelEntry(Entry):
     """An architecture."""
 
     checkpoint: str | None = Field(
-        None, description="Weights to start from: .safetensors, or what torch.save wrote."
+        None,
+        description="A file of weights to start from, relative to the spec: .safetensors, or what "
+        "torch.save wrote.",
     )
     normalize: NormalizeEntry | None = Field(
         None,
@@ -183,13 +190,15 @@ class ModelEntry(Entry):
 
 
 TEACHER_ORIGINS = (
-    "say where its weights come from: `train` (train it here) or `checkpoint` (a file), one of the "
-    "two"
+    "say where its weights come from: `train` (train it here), `checkpoint` (a file), `run` "
+    "(another spec), or trained weights of its library (`weights: DEFAULT` for torchvision, "
+    "`pretrained: true` for timm)"
 )
 
 
 class TeacherEntry(ModelEntry):
-    """The teacher: trained here (`train`), loaded (`checkpoint`), or from another spec (`run`)."""
+    """The teacher: trained here (`train`), loaded (`checkpoint`), from another spec (`run`), or
+    with the trained weights of its library (`use: torchvision`, `use: timm`)."""
 
     use: str = Field("", description="The architecture's name.")
     train: Train | None = Field(
@@ -228,7 +237,7 @@ class TeacherEntry(ModelEntry):
         elif not self.use:
             raise ValueError("name its architecture with `use`, or another spec with `run`")
         elif self.train is not None and self.checkpoint is not None:
-            raise ValueError(f"has two origins; {TEACHER_ORIGINS}")
+            raise ValueError("has two origins, `train` and `checkpoint`; remove one of the two")
         elif self.train is None:
             given = {key for key in ("losses", "seed") if key in self.model_fields_set}
             given -= {"seed"} if self.seed is None else set()
@@ -273,7 +282,7 @@ class Spec(_Strict):
     )
     data: DataEntry = Field(description="The images.")
     teacher: TeacherEntry | None = Field(
-        None, description="The network to learn from; none for ordinary training."
+        None, description="The network to learn from; leave it out for ordinary training."
     )
     student: ModelEntry = Field(description="The network that is trained.")
     baseline: bool = Field(

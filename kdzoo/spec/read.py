@@ -73,7 +73,7 @@ def read_spec(
         paths.
 
     Raises:
-        SpecError: one line a problem: file, line, key, what is wrong, what would be right.
+        SpecError: one line per problem: file, line, key, what is wrong, what would be right.
     """
     document, parents = read_document(source, overrides)
     return _spec(document, plugins or registry(), parents)
@@ -248,7 +248,9 @@ class _Reader:
                 self.need_pretrained(teacher)
             if teacher.train is not None:
                 stage = self.stage(("teacher",), Stage(train=teacher.train, losses=teacher.losses))
-                self.need_label_terms(("teacher",), stage, "a teacher that is trained here")
+                self.need_label_terms(
+                    ("teacher",), stage, "a teacher that is trained here has none; remove the loss"
+                )
                 teacher = teacher.model_copy(update={"losses": stage.losses})
             update["teacher"] = teacher
         return spec.model_copy(update=update)
@@ -370,7 +372,9 @@ class _Reader:
     def no_teacher(self, spec: Spec) -> None:
         for i, stage in enumerate(spec.stages):
             path: KeyPath = ("stages", i)
-            self.need_label_terms(path, stage, "a spec without a teacher")
+            self.need_label_terms(
+                path, stage, "a spec without a teacher has none; add `teacher`, or remove the loss"
+            )
         if spec.baseline:
             self.problem(("baseline",), "a run without a teacher is its own baseline; remove it")
 
@@ -384,7 +388,7 @@ class _Reader:
     def need_label_terms(self, path: KeyPath, stage: Stage, what: str) -> None:
         for i, entry in enumerate(stage.losses):
             if self._guidance(entry) == "teacher":
-                message = f'loss "{entry.use}" follows a teacher, and {what} has none'
+                message = f'loss "{entry.use}" follows a teacher, and {what}'
                 self.problem((*path, "losses", i), message)
 
     def teacher_run(self, teacher: Any, parents: tuple[Path, ...]) -> Any:

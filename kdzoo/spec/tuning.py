@@ -77,7 +77,7 @@ class SearchEntry(BaseModel):
 
 
 class Tune(BaseModel):
-    """Which keys are searched, and how."""
+    """Which keys ``kdzoo tune`` searches, and how: see the page on tuning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -186,7 +186,7 @@ def read_tuning(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
             the chapter.
 
     Raises:
-        SpecError: one line a problem, with file, line and key.
+        SpecError: one line per problem, with file, line and key.
     """
     document, parents = read_document(source, overrides)
     if document.data.get("tune") is None:

@@ -48,7 +48,7 @@ def device_of(name: str) -> torch.device:
     if processes().local_rank >= there:
         raise RunError(
             f"there are {processes().local_count} processes on a machine with {there} GPUs; start "
-            "one process a GPU, or say `device: cpu`"
+            "one process per GPU, or say `device: cpu`"
         )
     torch.cuda.set_device(processes().local_rank)
     return torch.device("cuda", processes().local_rank)

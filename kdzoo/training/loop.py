@@ -36,6 +36,11 @@ from kdzoo.training.teacher_store import Taught, TeacherStore, nothing_known
 
 log = logging.getLogger("kdzoo")
 
+_REASONS = (
+    "\n    Usual reasons: a learning rate that is too high, a temperature or weight out of range, "
+    "a teacher that was not loaded as it was trained."
+)
+
 __all__ = [
     "PreparedStage",
     "Trainer",
@@ -223,9 +228,7 @@ class Trainer:
             column = int(np.flatnonzero(~finite[row])[-1])  # a term rather than the total
             raise NonFiniteError(
                 f"{names[column]} became {values[row, column]} in step {first + row} "
-                f"(epoch {self.epoch + 1}); {self._kept()}\n"
-                "    Usual reasons: a learning rate that is too high, a temperature or weight out "
-                "of range, a teacher that was not loaded as it was trained."
+                f"(epoch {self.epoch + 1}); {self._kept()}{_REASONS}"
             )
         series = {name: values[:, i] for i, name in enumerate(names)}
         for observer in self.observers:
@@ -326,7 +329,7 @@ class Trainer:
         if not bool(finite.all()):
             name = list(tensors)[int(finite.int().argmin())]
             raise NonFiniteError(
-                f"{name} became NaN or infinite in epoch {self.epoch}; {self._kept()}"
+                f"{name} became NaN or infinite in epoch {self.epoch}; {self._kept()}{_REASONS}"
             )
 
     def _kept(self) -> str:

@@ -292,7 +292,10 @@ def test_each_term_gets_the_policys_weights_for_its_guidance() -> None:
     ("wrong", "message"),
     [
         ({"teacher": np.ones(4)}, r"answered teacher weights of shape \(4,\); they must be \(5,\)"),
-        ({"teacher": np.array([1, 1, -1, 1, 1.0])}, "are negative, NaN or infinite"),
+        (
+            {"teacher": np.array([1, 1, -1, 1, 1.0])},
+            "or infinite; they must be finite and at least 0",
+        ),
         ({"label": np.array([1, 1, np.nan, 1, 1])}, "are negative, NaN or infinite"),
         ({"columns": np.array([1, 1, 1.5, 1, 1])}, "answered columns above 1; .* 0 to 1"),
         ({"states": np.array([1, 7, 1, 1, 1])}, r"none of kdzoo.ClassState: \[7.0\]"),
@@ -317,7 +320,7 @@ def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("mean", r"must be one value a sample, \(8,\)"),
+        ("mean", r"must be one value per sample, \(8,\)"),
         ("raise", "failed: IndexError: index 7 is out of range"),
         ("peek", 'guidance = "label" reads teacher.logits; there is no teacher'),
     ],
@@ -333,11 +336,16 @@ def test_a_loss_that_breaks_its_contract_is_named(how: str, message: str) -> Non
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(kdzoo.SpecError, match="the teacher answers 7 classes, but the data has 5"):
+    many = "the teacher answers 7 classes, but the data has 5; give its last layer as many outputs"
+    with pytest.raises(kdzoo.SpecError, match=many):
         distiller(teacher=convnet(9, 7))
+    for policy in ({"use": "tllm"}, "tllm", type(_policy("tllm"))):
+        with pytest.raises(kdzoo.SpecError, match=r"must be an instance of a class policy"):
+            distiller(policy=policy)
     with pytest.raises(kdzoo.SpecError, match=r"must answer logits \(B, C\), not \(2, 1, 6, 6\)"):
         distiller(student=nn.Conv2d(1, 1, 1))
-    with pytest.raises(kdzoo.SpecError, match='loss "kd" follows a teacher, and there is none'):
+    alone = 'loss "kd" follows a teacher, and there is none; pass a teacher, or remove the loss'
+    with pytest.raises(kdzoo.SpecError, match=alone):
         kdzoo.Distiller(
             None,
             convnet(),
@@ -598,7 +606,7 @@ def test_the_state_dict_knows_where_the_stage_began() -> None:
             torch.tensor([0.0, 1.0]),
             r"targets are torch.float32 of shape \(2,\); they must be int64",
         ),
-        (torch.tensor([1]), r"of shape \(1,\); they must be int64 \(2,\), one an image"),
+        (torch.tensor([1]), r"of shape \(1,\); they must be int64 \(2,\), one per image"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])

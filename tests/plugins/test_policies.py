@@ -421,7 +421,10 @@ def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:
 
     usual = earlier_run(tmp_path / "usual", gaps(), seed=1)
     refused("all are of this run's own seed, 0", earlier_run(tmp_path / "own", gaps(), seed=0))
-    refused("classes", earlier_run(tmp_path / "names", gaps(), seed=1, classes="abcdefghik"))
+    refused(
+        "other classes; name runs on the same data",
+        earlier_run(tmp_path / "names", gaps(), seed=1, classes="abcdefghik"),
+    )
     refused("every class", earlier_run(tmp_path / "taught", gaps(), seed=1, taught=0.5))
     blind = earlier_run(tmp_path / "blind", gaps(), seed=1, validation=False)
     refused("has not measured a baseline on validation images", usual, blind)
@@ -434,7 +437,9 @@ def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:
     ("use", "params"), [("tllm", {}), ("fixed", {"classes": ["a"]}), ("label-only", {})]
 )
 def test_a_policy_about_a_teacher_needs_one_and_something_else(use: str, params: dict) -> None:
-    with pytest.raises(kdzoo.SpecError, match="there are none"):
+    with pytest.raises(
+        kdzoo.SpecError, match="there are none; add a loss that follows the teacher"
+    ):
         policy(use, teacher=0.0, **params)
     with pytest.raises(kdzoo.SpecError, match="needs a label term"):
         policy(use, label=0.0, **params)

@@ -94,7 +94,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("name: digits-tllm", "name: a/b", "name: string should match pattern"),
         ("name: digits-tllm", "nam: x", "name: is missing"),
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
-        ("train: {epochs: 20}}", "}", "say where its weights come from: `train`"),
+        ("train: {epochs: 20}}", "}", "or trained weights of its library"),
         ("train: {epochs: 20}}", "checkpoint: no.pt}", "no.pt is not there, or is no file"),
         (
             "{use: small-cnn, width: 64, train: {epochs: 20}}",
@@ -241,14 +241,15 @@ def test_a_teacher_guided_loss_needs_a_teacher(tiny: dict) -> None:
     del tiny["teacher"]
     with pytest.raises(kdzoo.SpecError) as caught:
         kdzoo.read_spec(tiny)
-    assert 'losses.kd: loss "kd" follows a teacher' in str(caught.value)
+    alone = "a spec without a teacher has none; add `teacher`, or remove the loss"
+    assert f'losses.kd: loss "kd" follows a teacher, and {alone}' in str(caught.value)
     assert "baseline: a run without a teacher is its own baseline" in str(caught.value)
 
 
 def test_specs_that_refer_to_each_other_are_refused(tmp_path: Path) -> None:
-    text = STARTER.replace("{use: small-cnn, width: 64, train: {epochs: 20}}", "{run: %s}")
-    (tmp_path / "a.yaml").write_text(text % "b.yaml")
-    (tmp_path / "b.yaml").write_text(text % "a.yaml")
+    text = STARTER.replace("{use: small-cnn, width: 64, train: {epochs: 20}}", "{run: OTHER}")
+    (tmp_path / "a.yaml").write_text(text.replace("OTHER", "b.yaml"))
+    (tmp_path / "b.yaml").write_text(text.replace("OTHER", "a.yaml"))
     with pytest.raises(kdzoo.SpecError, match=r"a\.yaml -> b\.yaml -> a\.yaml"):
         kdzoo.read_spec(tmp_path / "a.yaml")
 

@@ -13,7 +13,7 @@ __all__ = ["LogitStandardization", "logit_standardization_loss"]
 
 
 def logit_standardization_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(Z(t) / T) || softmax(Z(s) / T)), one value a sample, (B,).
+    """T^2 KL(softmax(Z(t) / T) || softmax(Z(s) / T)), one value per sample, (B,).
 
     Z takes each row's mean off and divides by its standard deviation over the C classes. 1e-7 is
     added to the variance, so that equal logits stay finite.

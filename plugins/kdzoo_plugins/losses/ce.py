@@ -12,7 +12,10 @@ __all__ = ["CrossEntropy"]
 
 
 class CrossEntropy(kdzoo.Loss):
-    """Cross entropy of the student with the labels: -log softmax(s)[target]."""
+    """Cross entropy of the student with the labels.
+
+    ``-log softmax(z_s)[y]``, with the student's logits z_s and the label y.
+    """
 
     name = "ce"
     guidance = "label"

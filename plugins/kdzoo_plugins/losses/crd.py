@@ -87,7 +87,7 @@ class ContrastMemory(nn.Module):
     def forward(
         self, student_feature: Tensor, teacher_feature: Tensor, rows: Tensor, contrast: Tensor
     ) -> Tensor:
-        """One value a sample, (B,); their mean is the published loss, both directions added.
+        """One value per sample, (B,); their mean is the published loss, both directions added.
 
         In train mode the memories take the batch in afterwards, and the first call sets the
         normalizers; in eval mode nothing changes.
@@ -181,6 +181,12 @@ class ContrastMemory(nn.Module):
 class CRD(kdzoo.Loss):
     """Contrast: the student's embedding of an image shall be near the teacher's of the same image,
     and far from the teacher's of images of other classes; and the other way round.
+
+    ``-log(P(u, v) / (P(u, v) + c)) - sum_k log(c / (P(u, v_k) + c))`` with
+    ``P(u, v) = exp(u . v / tau) / Z`` and ``c = K / N``, for the student's embedding u of an image,
+    the remembered embedding v of the teacher's for its positive and v_k for K negatives out of N
+    images; added to it the same with the two networks exchanged. Embeddings have length 1. Z is N
+    times the mean of exp(u . v / tau) over the first step.
 
     Tian, Krishnan & Isola, "Contrastive Representation Distillation" (ICLR 2020), equations 9 to
     19. On CIFAR-100 the literature weights it 0.8 beside the whole cross entropy.

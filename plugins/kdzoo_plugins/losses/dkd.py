@@ -37,14 +37,15 @@ def dkd_loss(
         temperature: T > 0.
 
     Returns:
-        (B,), one value a sample; their mean is the published loss.
+        (B,), one value per sample; their mean is the published loss.
 
     Raises:
         ValueError: the shapes differ, or T is not above 0.
     """
     refuse_unlike(student_logits, teacher_logits)
-    # In log space throughout. As probabilities, 1 - p_target underflows once the gap of the logits
-    # passes 104 T in single precision, and the loss becomes infinite or NaN.
+    # In log space throughout. In single precision 1 - p_target is 0 once the gap of the logits
+    # passes 17 T, and so are the other classes' probabilities once it passes 104 T: the loss
+    # becomes infinite or NaN.
     student = _decoupled(at_temperature(student_logits, temperature), targets)
     teacher = _decoupled(at_temperature(teacher_logits, temperature), targets)
     tckd, nckd = (
@@ -64,6 +65,10 @@ def _decoupled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 class DKD(kdzoo.Loss):
     """Decoupled soft targets: the target class (TCKD) and the others among themselves (NCKD).
+
+    ``T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))``, with the probability p of the label's
+    class in ``softmax(z / T)``, ``b = (p, 1 - p)``, and q the softmax of z / T over the other C - 1
+    classes; s is the student, t the teacher, z the logits.
 
     Zhao, Cui, Song, Qiu & Liang, "Decoupled Knowledge Distillation" (CVPR 2022), equation 7. On
     CIFAR-100 alpha is 1 and beta 8; 2 for resnet56 -> resnet20 and resnet110 -> resnet32; 6 for

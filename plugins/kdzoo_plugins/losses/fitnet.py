@@ -21,7 +21,7 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         teacher_feature: the same shape.
 
     Returns:
-        (B,), one value a sample; their mean is the published loss.
+        (B,), one value per sample; their mean is the published loss.
 
     Raises:
         ValueError: the shapes differ.
@@ -34,9 +34,12 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 class FitNet(kdzoo.Loss):
     """Hints: the student's feature, brought into the teacher's shape, shall equal the teacher's.
 
+    ``mean((r(f_s) - f_t)^2)`` over all elements, with the features f_s and f_t of a pair of
+    ``layers``, and the adapter r.
+
     Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015), equation 3. On CIFAR-100 the
-    literature compares stage 2 by a convolutional regressor, with weight 100 beside the cross
-    entropy. Several pairs of layers are added up, each with an adapter of its own.
+    literature compares network stage 2 by a convolutional regressor, with weight 100 beside the
+    cross entropy. Several pairs of layers are added up, each with an adapter of its own.
     """
 
     name = "fitnet"

@@ -25,7 +25,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         temperature: T > 0.
 
     Returns:
-        (B,), one value a sample; their mean is the published loss.
+        (B,), one value per sample; their mean is the published loss.
 
     Raises:
         ValueError: the shapes differ, or T is not above 0.
@@ -39,7 +39,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 class KD(kdzoo.Loss):
-    """Soft targets: T^2 KL(teacher || student) at temperature T.
+    """Soft targets: the softened probabilities of the student shall be the teacher's.
+
+    ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, with the logits z_s and z_t of student and
+    teacher; T is ``temperature``.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. On
     CIFAR-100 the literature weights it 0.9, beside 0.1 of cross entropy, at T = 4.

@@ -93,7 +93,8 @@ class FindingPolicy(UntaughtPolicy):
         if params.signal == "baseline" and not setting.has_baseline:
             raise kdzoo.SpecError(
                 'signal "baseline" compares with a baseline run, and there is none; say '
-                "`baseline: true`, or another signal, such as `signal: residual`"
+                "`baseline: true` (in your own loop: pass `baseline=`), or another signal, such as "
+                "`signal: agreement`"
             )
         if params.signal == "cka" and params.source == "training" and self.needs_validation:
             raise kdzoo.SpecError(

@@ -38,7 +38,7 @@ class Oracle(ListedPolicy):
         runs: tuple[str, ...] = kdzoo.Field(
             min_length=1,
             description="The directories of finished runs with `policy: all`, a baseline and "
-            "validation images.",
+            "validation images; relative to the working directory.",
         )
         margin: float = kdzoo.Field(
             0.02, ge=0, lt=1, description="How far below the median class's a class's gap was."
@@ -89,7 +89,9 @@ class _Run:
                 "`validation` in data, a baseline, and some of each class"
             )
         if names != classes:
-            raise kdzoo.SpecError(f"runs: {directory} is about other classes")
+            raise kdzoo.SpecError(
+                f"runs: {directory} is about other classes; name runs on the same data"
+            )
         if (curves.teacher_weight != 1).any():
             raise kdzoo.SpecError(
                 f"runs: {directory} has not taught every class throughout; name runs with "
