@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from kdzoo.extend.calling import calling
@@ -93,9 +94,9 @@ class Loss(Component, nn.Module, ABC):
     guidance: ClassVar[Literal["teacher", "label"]] = "teacher"
     default_layers: ClassVar[tuple[LayerPair, ...]] = ()
     default_adapter: ClassVar[str | None] = None
-    default_weight: ClassVar[float] = 1.0
-    default_label_weight: ClassVar[float] = 1.0
-    default_warmup_epochs: ClassVar[int] = 0
+    default_weight: ClassVar[NonNegativeFloat] = 1.0
+    default_label_weight: ClassVar[NonNegativeFloat] = 1.0
+    default_warmup_epochs: ClassVar[NonNegativeInt] = 0
     needs_indices: ClassVar[bool] = False
     needs_targets: ClassVar[bool] = False
     takes_columns: ClassVar[bool] = False
@@ -262,7 +263,8 @@ class DataSource(Component, ABC):
     """Brings a labelled image set.
 
     Attributes:
-        starters: complete specs for ``kdzoo init NAME``, as YAML, by name.
+        starters: complete specs for ``kdzoo init NAME``, as YAML, by a name that no other plugin
+            has.
     """
 
     kind = "dataset"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import operator
 import os
 import signal
 import sys
@@ -24,6 +26,24 @@ T = TypeVar("T")
 
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
+# Where torch has two ways to allow TF32 the older one is put back first: it sets the newer one too.
+_FLAGS = (
+    *("mkldnn.enabled", "mkldnn.deterministic"),
+    *("cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic"),
+    *("cudnn.allow_tf32", "cuda.matmul.allow_tf32"),
+    *("cudnn.conv.fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision"),
+    *("mkldnn.conv.fp32_precision", "mkldnn.matmul.fp32_precision", "fp32_precision"),
+)
+
+
+def _flag(path: str) -> Setting:
+    owner, _, name = path.rpartition(".")
+    return (
+        lambda: operator.attrgetter(path)(torch),
+        lambda value: setattr(operator.attrgetter(owner)(torch), name, value),
+    )
+
+
 TORCH_SETTINGS: dict[str, Setting] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
@@ -37,12 +57,30 @@ TORCH_SETTINGS: dict[str, Setting] = {
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
     ),
+    **{f"torch.backends.{flag}": _flag(f"backends.{flag}") for flag in _FLAGS},
+    # Nobody answers this one, but it holds for Python's own numbers too.
+    "torch's treatment of denormal numbers": (
+        lambda: sys.float_info.min / 2 == 0,
+        torch.set_flush_denormal,
+    ),
+    "torch's detection of anomalies": (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda before: torch.set_anomaly_enabled(*before),
+    ),
 }
 """What holds for the whole process, and decides the numbers of every run: how to get and set it."""
 
 _PROCESS_SETTINGS: dict[str, Setting] = {
     "the working directory": (os.getcwd, os.chdir),
     "the level of all logs": (lambda: logging.root.manager.disable, logging.disable),
+    # Whoever asks without allow_none settles it at the default.
+    "how processes are started": (
+        lambda: (
+            multiprocessing.get_start_method(allow_none=True)
+            or multiprocessing.get_all_start_methods()[0]
+        ),
+        lambda before: multiprocessing.set_start_method(before, force=True),
+    ),
 }
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,18 +90,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def changed_settings(settings: dict[str, Setting]) -> Iterator[list[str]]:
     """Put settings back at the end; the list then names those that had been changed."""
     changed: list[str] = []
-    before = {}
-    for name, (get, _) in settings.items():
-        with contextlib.suppress(OSError):  # a working directory that is gone cannot be kept
-            before[name] = get()
+    before = _read(settings)
     try:
         yield changed
     finally:
-        for name, value in before.items():
-            get, put = settings[name]
-            if get() != value:
-                put(value)
+        now = _read(settings)
+        for name in before:
+            if name not in now or now[name] != before[name]:
                 changed.append(name)
+                _, put = settings[name]
+                with contextlib.suppress(OSError, RuntimeError):
+                    put(before[name])
+
+
+def _read(settings: dict[str, Setting]) -> dict[str, Any]:
+    """The values of those that can be read: not of a working directory that is gone, of a flag that
+    this torch does not have, or of one that was set in two ways that contradict each other."""
+    values = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # to ask is no use that anybody should change
+        for name, (get, _) in settings.items():
+            with contextlib.suppress(AttributeError, OSError, RuntimeError):
+                values[name] = get()
+    return values
 
 
 class _TookTooLongError(BaseException):
@@ -108,6 +157,7 @@ class Isolation:
                 contextlib.redirect_stdout(sys.stderr),
                 self._warnings(),
                 _signals(interrupts, changed),
+                _daemons() as threads,
                 _time_limit(self._seconds),
             ):
                 result = code()
@@ -122,6 +172,11 @@ class Isolation:
             if interrupts:
                 raise
             raise PluginError(f"{failed}: {type(error).__name__}: {_message(error)}") from error
+        if staying := [thread.name for thread in threads if thread.is_alive()]:
+            raise PluginError(
+                f"starts threads when it is loaded ({', '.join(staying)}), and no command would "
+                "end before them; start them where they are used, or as daemons"
+            )
         if changed:
             raise PluginError(
                 f"changes {', '.join(changed)} for everybody when it is loaded; leave that to "
@@ -182,6 +237,26 @@ def _signals(interrupts: list[int], changed: list[str]) -> Iterator[None]:
             changed.append("what Ctrl-C does")
         for number in watched:
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _daemons() -> Iterator[list[threading.Thread]]:
+    """No thread that is started in here keeps the process from ending. The list has those that
+    would have."""
+    threads: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def noted(self: threading.Thread) -> None:
+        if not self.daemon:
+            self.daemon = True
+            threads.append(self)
+        start(self)
+
+    threading.Thread.start = noted  # type: ignore[method-assign]
+    try:
+        yield threads
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

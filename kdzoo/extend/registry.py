@@ -17,13 +17,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import pluggy
-from pydantic import ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kdzoo.errors import PluginError, SpecError, did_you_mean
+from kdzoo.extend.bases import DataSource
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
 from kdzoo.extend.isolation import Isolation
@@ -48,6 +49,7 @@ _SECONDS = 60.0  # a plugin may import a large library from a slow disk
 _UNKNOWN = "unknown"
 _MODULE = re.compile(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?")
 _NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
+_ATTRIBUTES = ConfigDict(strict=True, allow_inf_nan=False, revalidate_instances="always")
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,10 @@ class Registry:
         try:
             _refuse_no_module(entry)
             plugin = isolation.call(entry.load, "cannot be imported")
-            components = self._components_of(
-                f"{distribution}:{entry.name}", plugin, distribution, isolation
-            )
+            name = f"{distribution}:{entry.name}"
+            components, warned = self._examine(name, plugin, distribution, isolation)
         except PluginError as error:
             return record("broken", str(error))
-        warned = isolation.deprecations_of(plugin)
         return self._keep(components, record("active", warnings=warned))
 
     def add_file(self, path: Path) -> None:
@@ -240,12 +240,11 @@ class Registry:
                     "calls kdzoo.register, which is for scripts; return its classes from a hook: "
                     "@kdzoo.hookimpl"
                 )
-            components = self._components_of(str(path), module, str(path), isolation)
+            components, warned = self._examine(str(path), module, str(path), isolation)
         except PluginError as error:
             if self._manager.has_plugin(str(path)):
                 self._manager.unregister(name=str(path))
             raise PluginError(f"{path}: {error}") from error
-        warned = isolation.deprecations_of(module)
         record = PluginRecord(path.stem, str(path), version, "active", warnings=warned)
         self.records.append(self._keep(components, record))
 
@@ -255,8 +254,8 @@ class Registry:
         Raises:
             PluginError: it breaks its kind's contract, or its name is taken.
         """
-        kind = getattr(component, "kind", None)
-        base = next((base for base in HOOKS.values() if base.kind == kind), None)
+        bases = HOOKS.values() if isinstance(component, type) else ()
+        base = next((base for base in bases if issubclass(component, base)), None)
         if base is None:
             raise PluginError(f"{component!r} is no component: derive it from kdzoo.Loss, ...")
         check_component(component, base)
@@ -305,17 +304,18 @@ class Registry:
             self._owners[component] = record
         return record
 
-    def _components_of(
+    def _examine(
         self, name: str, plugin: Any, distribution: str, isolation: Isolation
-    ) -> list[type[Component]]:
-        """What one plugin adds, once all of it is known to be right."""
-        _check_api_version(plugin)
-        components = isolation.call(lambda: self._collect(name, plugin), "cannot be examined")
-        self._refuse_duplicates(components, distribution)
-        return components
+    ) -> tuple[list[type[Component]], tuple[str, ...]]:
+        """What one plugin adds, once all of it is known to be right, and what it warned of. Even
+        an attribute that is looked up may be code of the plugin's."""
+        failed = "cannot be examined"
+        components = isolation.call(lambda: self._collect(name, plugin, distribution), failed)
+        return components, isolation.call(lambda: isolation.deprecations_of(plugin), failed)
 
-    def _collect(self, name: str, plugin: Any) -> list[type[Component]]:
+    def _collect(self, name: str, plugin: Any, distribution: str) -> list[type[Component]]:
         """Register one plugin, call its hooks alone, and check every class that they return."""
+        _check_api_version(plugin)
         _check_hook_names(plugin)
         if self._manager.is_registered(plugin):
             raise PluginError("another entry point names the same module")
@@ -336,19 +336,24 @@ class Registry:
             raise PluginError(
                 "adds nothing: no function is marked @kdzoo.hookimpl, or all returned empty lists"
             )
+        self._refuse_duplicates(components, distribution)
         return components
 
     def _refuse_duplicates(self, components: list[type[Component]], distribution: str) -> None:
-        seen: set[tuple[str, str]] = set()
+        taken = {
+            named: self._owners[known].distribution
+            for found in self._components.values()
+            for known in found.values()
+            for named in _names(known)
+        }
         for component in components:
-            other = self._components[component.kind].get(component.name)
-            if other is not None or (component.kind, component.name) in seen:
-                first = self._owners[other].distribution if other else distribution
-                raise PluginError(
-                    f'duplicate name: {component.kind} "{component.name}" is already added by '
-                    f"{first}; {distribution} must choose another name"
-                )
-            seen.add((component.kind, component.name))
+            for kind, name in _names(component):
+                if first := taken.get((kind, name)):
+                    raise PluginError(
+                        f'duplicate name: {kind} "{name}" is already added by {first}; '
+                        f"{distribution} must choose another name"
+                    )
+                taken[kind, name] = distribution
 
 
 @functools.lru_cache(maxsize=1)
@@ -369,6 +374,10 @@ def check_component(component: Any, base: type[Component]) -> None:
             f"{component!r} is not a {kind}: return classes derived from kdzoo.{base.__name__}"
         )
     where = f"{kind} class {component.__name__}"
+    if component.kind != kind:
+        raise PluginError(
+            f"{where}: kind is {component.kind!r}; kdzoo.{base.__name__} has set it to {kind!r}"
+        )
     name = getattr(component, "name", None)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise PluginError(
@@ -376,6 +385,7 @@ def check_component(component: Any, base: type[Component]) -> None:
         )
     if missing := getattr(component, "__abstractmethods__", None):
         raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")
+    _check_attributes(where, component, base)
     if not str(component.__doc__ or "").strip() or component.__doc__ == base.__doc__:
         raise PluginError(f"{where}: has no docstring")
     try:
@@ -394,6 +404,27 @@ def check_component(component: Any, base: type[Component]) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise PluginError(f"{where}: Params cannot be written in a spec: {reason}") from error
+
+
+def _check_attributes(where: str, component: type[Component], base: type[Component]) -> None:
+    """Hold what a class may set against the annotations of its base class, and what it may define
+    against the methods and properties there."""
+    for name, annotation in inspect.get_annotations(base, eval_str=True).items():
+        origin: Any = get_origin(annotation)
+        if origin is ClassVar:
+            (kind,) = get_args(annotation)
+            value = getattr(component, name)
+            try:
+                TypeAdapter(kind, config=_ATTRIBUTES).validate_python(value)
+            except ValidationError as error:
+                first = error.errors()[0]["msg"].replace("Input should", "it should")
+                raise PluginError(f"{where}: {name} is {value!r}; {first}") from error
+    for name, value in vars(base).items():
+        own = inspect.getattr_static(component, name)
+        if isinstance(value, property) and inspect.isroutine(own):
+            raise PluginError(f"{where}: {name} is a method; mark it @property")
+        if inspect.isfunction(value) and not callable(getattr(component, name)):
+            raise PluginError(f"{where}: {name} is {own!r}; it must be a method")
 
 
 def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -> None:
@@ -460,6 +491,14 @@ def _import_file(path: Path) -> Any:
 def _refuse_no_module(entry: metadata.EntryPoint) -> None:
     if not _MODULE.fullmatch(entry.value):
         raise PluginError(f"its entry point is {entry.value!r}; it must name a module")
+
+
+def _names(component: type[Component]) -> Iterator[tuple[str, str]]:
+    """What no other component may be called, by what it is the name of."""
+    yield component.kind, component.name
+    if issubclass(component, DataSource):
+        for name in component.starters:
+            yield "spec to start from", name
 
 
 def _check_api_version(plugin: Any) -> None:

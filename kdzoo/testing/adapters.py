@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Adapter
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
 from kdzoo.testing.modules import (
     close,
     compiled,
@@ -163,6 +163,7 @@ class AdapterChecks(Checks[Adapter]):
                 close(whole[order], part), "a sample's answer depends on the others in eval mode"
             )
 
+    @sometimes
     def channels_last(self) -> None:
         """Maps that have their channels last in memory are taken as well."""
         pairs = [pair for pair in self._pairs() if len(pair[0]) == 3]
@@ -248,6 +249,7 @@ class AdapterChecks(Checks[Adapter]):
         self._compiled("aot_eager")
 
     @slow
+    @sometimes
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
         need_compiler()

@@ -16,7 +16,16 @@ from kdzoo.errors import SpecError
 from kdzoo.extend.component import Component
 from kdzoo.extend.registry import check_component
 
-__all__ = ["Checks", "ContractError", "NotApplicable", "Result", "Status", "require", "slow"]
+__all__ = [
+    "Checks",
+    "ContractError",
+    "NotApplicable",
+    "Result",
+    "Status",
+    "require",
+    "slow",
+    "sometimes",
+]
 
 C = TypeVar("C", bound=Component)
 _Check = TypeVar("_Check", bound=Callable[..., None])
@@ -62,6 +71,12 @@ def require(holds: bool, otherwise: str) -> None:
 def slow(check: _Check) -> _Check:
     """Mark a check that takes seconds, and is not run unless it is asked for."""
     check.slow = True  # type: ignore[attr-defined]
+    return check
+
+
+def sometimes(check: _Check) -> _Check:
+    """Mark a check that does not apply to every component, or on every machine."""
+    check.sometimes = True  # type: ignore[attr-defined]
     return check
 
 

@@ -21,7 +21,7 @@ from kdzoo.extend.bases import Invariance, Loss
 from kdzoo.extend.contracts import Batch, Layer, Outputs, Shapes
 from kdzoo.extend.registry import registry
 from kdzoo.spec.read import read_losses
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
 from kdzoo.testing.modules import (
     close,
     compiled,
@@ -187,6 +187,7 @@ class LossChecks(Checks[Loss]):
             "its state changed in eval mode: remember samples only where self.training",
         )
 
+    @sometimes
     def declared_needs(self) -> None:
         """What it does not declare that it needs, it does without."""
         if self.component.needs_indices and self.component.needs_targets:
@@ -304,6 +305,7 @@ class LossChecks(Checks[Loss]):
             "normalizers from all rows whatever they weigh",
         )
 
+    @sometimes
     def columns(self) -> None:
         """As declared (``takes_columns``): it follows ``batch.columns``, in the rows of the other
         classes alone."""
@@ -334,6 +336,7 @@ class LossChecks(Checks[Loss]):
             "follows batch.columns (takes_columns)",
         )
 
+    @sometimes
     def identity(self) -> None:
         """As declared: 0 where the student's outputs are the teacher's."""
         self._declared("identity")
@@ -346,6 +349,7 @@ class LossChecks(Checks[Loss]):
         other = self._quietly(loss, given)
         require(bool((other.abs() > 1e-3).all()), "it is 0 for outputs that differ, too")
 
+    @sometimes
     def shift(self) -> None:
         """As declared: blind to a constant that is added to a row of logits."""
         self._declared("shift")
@@ -358,6 +362,7 @@ class LossChecks(Checks[Loss]):
         )
         self._same_rows(loss, given, shifted, torch.arange(ROWS), "a constant added to its logits")
 
+    @sometimes
     def duplication(self) -> None:
         """As declared: a sample's value stays when the batch is doubled."""
         self._declared("duplication")
@@ -365,6 +370,7 @@ class LossChecks(Checks[Loss]):
         twice = torch.arange(2 * ROWS) % ROWS
         self._same_rows(loss, given, given.rows(twice), twice, "the batch being doubled")
 
+    @sometimes
     def permutation(self) -> None:
         """As declared: a sample's value stays when the batch comes in another order."""
         self._declared("permutation")
@@ -372,6 +378,7 @@ class LossChecks(Checks[Loss]):
         order = torch.tensor([3, 1, 0, 5, 2, 4])
         self._same_rows(loss, given, given.rows(order), order, "another order of the batch")
 
+    @sometimes
     def channels_last(self) -> None:
         """Maps that have their channels last in memory are read as well."""
         given = self._given()
@@ -440,15 +447,17 @@ class LossChecks(Checks[Loss]):
         )
 
     def compiled(self) -> None:
-        """It is part of a step that is compiled as one graph (backend ``aot_eager``)."""
+        """A step with it is compiled as one graph, with the same gradients (``aot_eager``)."""
         self._compiled("aot_eager")
 
     @slow
+    @sometimes
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
         need_compiler()
         self._compiled("inductor")
 
+    @sometimes
     def two_processes(self) -> None:
         """Two processes that share the batches end with the same parameters and buffers."""
         first, second = in_two_processes(
@@ -632,26 +641,11 @@ class LossChecks(Checks[Loss]):
             )
 
     def _compiled(self, backend: str) -> None:
-        indices = torch.arange(ROWS)
-        inputs, targets = images(indices)
-
-        def step(module: Callable[..., Any], distiller: Distiller) -> Tensor:
-            """The total and all gradients: on one scale, since some are rounding alone."""
-            answer = module(inputs, targets, indices, 0.0)
-            answer.total.backward()
-            # A compiled step gives 0 to what has no gradient.
-            gradients = [
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                for parameter in distiller.parameters()
-            ]
-            return torch.cat([answer.total.detach()[None], *(g.reshape(-1) for g in gradients)])
-
         plain, other = self._distiller().train(), self._distiller().train()
-        wanted = seeded(1, lambda: step(plain, plain))
+        wanted = _two_steps(plain, plain)
         torch.compiler.reset()
         try:
-            module = compiled(other, backend)
-            got = seeded(1, lambda: step(module, other))
+            got = _two_steps(compiled(other, backend), other)
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise ContractError(
@@ -660,7 +654,38 @@ class LossChecks(Checks[Loss]):
             ) from error
         finally:
             torch.compiler.reset()
-        require(close(got, wanted), "compiled, it is another function")
+        apart = [what for what, value in wanted.items() if not close(got[what], value)]
+        require(
+            not apart,
+            f"compiled, it is another function: {', '.join(apart)} differ. What the backward pass "
+            "reads of a buffer must not be overwritten in the step, and a copy is none there: let "
+            "an operation of your own (torch.library.custom_op) take it",
+        )
+
+
+def _two_steps(module: Callable[..., Any], distiller: Distiller) -> dict[str, Tensor]:
+    """The totals and gradients of two steps on the same samples: what the first remembers of them
+    the second reads."""
+    indices = torch.arange(ROWS)
+    inputs, targets = images(indices)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
+    found = {}
+    for number in (1, 2):
+        optimizer.zero_grad()
+        answer = seeded(number, lambda: module(inputs, targets, indices, 0.0))
+        answer.total.backward()
+        found[f"the total of step {number}"] = answer.total.detach()[None]
+        # All of a part on one scale, since some are rounding alone.
+        for whose, part in (("the student's", distiller.student), ("its own", distiller.losses)):
+            # A compiled step gives 0 to what has no gradient.
+            gradients = [
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for parameter in part.parameters()
+            ]
+            flat = torch.cat([torch.zeros(1), *(gradient.flatten() for gradient in gradients)])
+            found[f"{whose} gradients of step {number}"] = flat
+        optimizer.step()
+    return found
 
 
 def _train_in_two(

@@ -15,7 +15,7 @@ from kdzoo.distill.terms import Term
 from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.contracts import Batch, Layer, LayerPair, Layers, Normalization, Outputs
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
 from kdzoo.testing.modules import close, same, seeded
 from kdzoo.testing.scene import Labels
 
@@ -106,6 +106,7 @@ class ModelChecks(Checks[ModelSource]):
                 "and never seed it",
             )
 
+    @sometimes
     def declared_layers(self) -> None:
         """The layers that it names run once and give one tensor each, the stages in order."""
         source, model = self._build()
@@ -126,6 +127,7 @@ class ModelChecks(Checks[ModelSource]):
             distiller.eval()(self._images(2), torch.arange(2))
         require(order == list(layers.stages), f"its stages run in the order {', '.join(order)}")
 
+    @sometimes
     def classifier(self) -> None:
         """What the head answers are the logits, and the penultimate layer's output enters it."""
         source, model = self._build()

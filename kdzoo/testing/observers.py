@@ -20,7 +20,7 @@ from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCur
 from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline import run
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
 from kdzoo.testing.modules import same, stored
 from kdzoo.testing.scene import Labels, Nets, Pictures
 
@@ -238,6 +238,7 @@ class ObserverChecks(Checks[Observer]):
         stray.remove(info.directory)
         require(not stray, f"it wrote {', '.join(path.name for path in stray)} outside of the run")
 
+    @sometimes
     def closes(self) -> None:
         """At the end its threads are gone and its files are closed."""
         info = _USUAL.info(self.folder)

@@ -103,8 +103,7 @@ class PolicyChecks(Checks[ClassPolicy]):
             random.seed(seed)
             np.random.seed(seed)
             try:
-                policy = self._usual()
-                answers.append(seeded(seed, lambda policy=policy: _play(policy, _curves())))  # type: ignore[misc]
+                answers.append(seeded(seed, lambda: _play(self._usual(), _curves())))
             finally:
                 random.setstate(states[0])
                 np.random.set_state(states[1])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import operator
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import HERE, entry_points, install
+from fresh import Fresh
 
 import kdzoo
 from kdzoo.extend.bases import Loss
@@ -52,12 +57,41 @@ BAD = {
     "own-init": "__init__ must take params alone",
     "undocumented": "has no docstring",
     "odd-api": "KDZOO_API_VERSION is '1.0'; it must be a whole number from 1 on",
+    "other-kind": "kind is 'feature'; kdzoo.Loss has set it to 'loss'",
+    "getattr-raises": "cannot be examined: RuntimeError: KDZOO_API_VERSION is not there yet",
+    "wrong-attribute": "default_weight is 'heavy'; it should be a valid number",
+    "no-starters": "starters is None; it should be a valid dictionary",
+    "duplicate-starter": 'spec to start from "good-images" is already added by a-good',
+    "starts-thread": "starts threads when it is loaded (waiting), and no command would end",
+    "flushes-denormals": "changes torch's treatment of denormal numbers for everybody",
 }
 BAD_METADATA = {  # what cannot be parsed at all is not among them: torch and pydantic fail there
     "no-attribute": (b"[kdzoo]\nno-attribute = a_good:nothing\n", "has no attribute 'nothing'"),
     "no-module": (b"[kdzoo]\nno-module = not_there\n", "No module named 'not_there'"),
     "no-path": (b"[kdzoo]\nno-path = my loss!\n", "its entry point is 'my loss!'"),
 }
+
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "1.0"
+
+[project.entry-points.kdzoo]
+{name} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+only-include = ["{module}.py"]
+"""
+DATASETS = {"no-starters", "duplicate-starter"}  # the others are losses, or might have been
+
+
+def reading(flag: str) -> Callable[[], Any]:
+    return lambda: operator.attrgetter(flag)(torch.backends)
 
 
 @pytest.fixture
@@ -110,6 +144,63 @@ def test_what_a_broken_plugin_may_have_added_is_named_with_the_reason(site: Path
         plugins.find("loss", "later")
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """What is installed, and all that is bad."""
+    site = tmp_path_factory.mktemp("everything")
+    sources = sorted((HERE / "bad_plugins").glob("*.py"))
+    for source in sources:
+        install(site, source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setenv("KDZOO_PLUGIN_SECONDS", "2")
+        plugins = Registry.installed()
+    for source in sources:
+        sys.modules.pop(source.stem, None)
+    return plugins
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_spec_that_needs_it_fails_with_its_reason(everything: Registry, name: str) -> None:
+    spec: dict[str, Any] = {"name": "needs", "student": "mlp", "train": {"epochs": 1}}
+    spec |= {"data": name} if name in DATASETS else {"data": "digits", "losses": ["ce", name]}
+    with pytest.raises(kdzoo.SpecError) as caught:
+        kdzoo.read_spec(spec, plugins=everything)
+    kind = "dataset" if name in DATASETS else "loss"
+    assert f'unknown {kind} "{name}"' in str(caught.value)
+    assert f'plugin "{name}" of {name} 1.0 may add it, but is broken: ' in str(caught.value)
+    assert BAD[name] in str(caught.value)
+
+
+@pytest.mark.slow
+def test_packages_that_pip_installed_harm_nobody(tmp_path: Path) -> None:
+    """All of them at once, in an environment of their own."""
+    fresh, folders = Fresh(tmp_path / "venv"), []
+    fresh.environment["KDZOO_PLUGIN_SECONDS"] = "2"
+    for source in sorted((HERE / "bad_plugins").glob("*.py")):
+        name = source.stem.replace("_", "-")
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / source.name).write_bytes(source.read_bytes())
+        (folder / "pyproject.toml").write_text(PYPROJECT.format(name=name, module=source.stem))
+        folders.append(f"./{name}")
+    fresh(f"python -m pip install -q --no-deps {' '.join(folders)}", tmp_path)
+    assert "Usage: kdzoo" in fresh("kdzoo --help", tmp_path)
+    said = fresh("kdzoo plugins", tmp_path)
+    for name, reason in BAD.items():
+        found = re.search(rf'^plugin "{name}" of {name} 1.0 is broken: (.*)$', said, re.MULTILINE)
+        assert found, name
+        assert reason in found[1], name
+    assert {"digits", "good-images"} <= set(fresh("kdzoo init", tmp_path).splitlines())
+    fresh("kdzoo schema; kdzoo plugins show kd; kdzoo init digits", tmp_path)
+    short = "--set train.epochs=1 --set teacher.train.epochs=1"
+    done = fresh(f"kdzoo run digits.yaml {short}", tmp_path)
+    assert done.count(" is broken and was left out: ") == len(BAD)
+    assert list(tmp_path.glob("runs/digits-*/report.json"))
+    needed = fresh("! kdzoo run digits.yaml --set losses.kd.use=native-library", tmp_path)
+    assert f"is broken: {BAD['native-library']}" in needed
+
+
 def test_two_distributions_may_use_the_same_entry_point_name(tmp_path: Path) -> None:
     for module in ("zz_good", "a_good"):
         install(tmp_path / module, HERE / "bad_plugins" / f"{module}.py")
@@ -146,6 +237,86 @@ def test_the_command_line_lives_with_broken_plugins(
     assert "Traceback" not in strict.stderr
     disabled = {**env, "KDZOO_DISABLE_PLUGINS": ",".join(reasons), "KDZOO_STRICT_PLUGINS": "1"}
     assert kdzoo_command("plugins", "--check", env=disabled).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "attributes", "message"),
+    [
+        (kdzoo.Loss, {"kind": "feature"}, "kind is 'feature'"),
+        (kdzoo.Loss, {"kind": "adapter"}, "kind is 'adapter'"),
+        (kdzoo.Loss, {"guidance": "teachers"}, "guidance is 'teachers'; it should be 'teacher' or"),
+        (kdzoo.Loss, {"default_layers": 3}, "default_layers is 3; it should be a valid tuple"),
+        (kdzoo.Loss, {"default_layers": ((2, 2),)}, "it should be an instance of LayerPair"),
+        (kdzoo.Loss, {"default_layers": (kdzoo.LayerPair(1.5, 2),)}, "a valid integer"),
+        (kdzoo.Loss, {"default_adapter": Loss}, "it should be a valid string"),
+        (kdzoo.Loss, {"default_weight": float("nan")}, "it should be a finite number"),
+        (kdzoo.Loss, {"default_weight": -1.0}, "greater than or equal to 0"),
+        (kdzoo.Loss, {"default_label_weight": None}, "default_label_weight is None; it should"),
+        (kdzoo.Loss, {"default_warmup_epochs": 2.5}, "default_warmup_epochs is 2.5; it should"),
+        (kdzoo.Loss, {"needs_indices": "no"}, "needs_indices is 'no'; it should be a valid bool"),
+        (kdzoo.Loss, {"needs_targets": 1}, "needs_targets is 1; it should"),
+        (kdzoo.Loss, {"takes_columns": None}, "takes_columns is None; it should"),
+        (kdzoo.Loss, {"invariances": frozenset({"scale"})}, "it should be 'identity', 'shift'"),
+        (kdzoo.Loss, {"invariances": {"shift"}}, "it should be a valid frozenset"),
+        (kdzoo.Loss, {"forward": None}, "forward is None; it must be a method"),
+        (kdzoo.DataSource, {"starters": []}, "starters is []; it should be a valid dictionary"),
+        (kdzoo.DataSource, {"starters": {"a": 1}}, "starters is {'a': 1}; it should be a valid st"),
+        (kdzoo.DataSource, {"starters": {"digits": ""}}, '"digits" is already added by kdzoo'),
+        (kdzoo.ModelSource, {"layers": ("0", "1")}, "layers is ('0', '1'); it must be a method"),
+        (kdzoo.ClassPolicy, {"needs_validation": lambda self: False}, "mark it @property"),
+    ],
+)
+def test_what_a_class_says_of_itself_is_checked_when_it_is_loaded(
+    base: type[Any], attributes: dict[str, Any], message: str
+) -> None:
+    defined = dict.fromkeys(base.__abstractmethods__, lambda self, *given: None)
+    said = {"__doc__": "Whatever.", "name": "whatever", **defined, **attributes}
+    with pytest.raises(kdzoo.PluginError) as caught:
+        Registry.installed().add(type("Whatever", (base,), said))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "value"),
+    [
+        ("torch.set_flush_denormal(True)", "denormal numbers", lambda: sys.float_info.min / 2 == 0),
+        ("torch.autograd.set_detect_anomaly(True)", "anomalies", torch.is_anomaly_enabled),
+        *(
+            (f"torch.backends.{flag} = {value}", f"torch.backends.{flag}", reading(flag))
+            for flag, value in (
+                ("mkldnn.enabled", False),
+                ("mkldnn.deterministic", True),
+                ("cudnn.enabled", False),
+                ("cudnn.benchmark", True),
+                ("cudnn.deterministic", True),
+                ("cudnn.allow_tf32", False),
+                ("cuda.matmul.allow_tf32", True),
+            )
+        ),
+        (
+            "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+            "torch.backends.cuda.matmul.fp32_precision",
+            torch.get_float32_matmul_precision,
+        ),
+        (
+            "multiprocessing.set_start_method('spawn', force=True)",
+            "how processes are started",
+            multiprocessing.get_start_method,
+        ),
+    ],
+)
+def test_what_holds_for_everybody_is_put_back(
+    tmp_path: Path, code: str, name: str, value: Callable[[], Any]
+) -> None:
+    before = value()
+    (tmp_path / "sets.py").write_text(f"import multiprocessing\nimport torch\n{code}\n")
+    with pytest.raises(kdzoo.PluginError, match=re.escape(name)) as caught:
+        Registry([]).add_file(tmp_path / "sets.py")
+    assert "for everybody when it is loaded" in str(caught.value)
+    assert value() == before
+    (tmp_path / "asks.py").write_text("import multiprocessing\nmultiprocessing.get_context()\n")
+    with pytest.raises(kdzoo.PluginError, match="adds nothing"):  # and has changed nothing
+        Registry([]).add_file(tmp_path / "asks.py")
 
 
 def test_what_a_plugin_prints_does_not_get_into_an_answer(

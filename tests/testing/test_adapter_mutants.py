@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from proving import caught, quick
+from proving import by_columns, caught, quick
 from torch import Tensor, nn
 
 import kdzoo
@@ -176,6 +176,14 @@ class OtherWhenCompiled(Sound):
         return 2 * mapped if torch.compiler.is_compiling() else mapped
 
 
+class SaysAnotherLayout(Sound):
+    """Uses an operation that only a compiler of memory's layout takes at its word."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        means = by_columns(feature.detach().flatten(1)).mean(1)
+        return super().forward(feature) - means[:, None, None, None]
+
+
 EXACTLY: list[tuple[type[kdzoo.Adapter], str]] = [
     (Undescribed, "contract"),
     (Squeezed, "the_teachers_shape"),
@@ -220,6 +228,8 @@ def test_a_compiled_step_catches_it() -> None:
 def test_the_real_compiler_catches_it() -> None:
     assert caught(Sound, checks=["compiled_for_real"]) == set()
     assert caught(OtherWhenCompiled, checks=["compiled_for_real"]) == {"compiled_for_real"}
+    compilers = ["compiled", "compiled_for_real"]
+    assert caught(SaysAnotherLayout, checks=[*QUICK, *compilers]) == {"compiled_for_real"}
 
 
 def test_every_check_is_proved() -> None:

@@ -56,11 +56,6 @@ class Never(kdzoo.ClassPolicy):
 
 
 SUITES = """
-from kdzoo.testing.policies import PolicyChecks
-
-failing = {name: "never" for name, _ in PolicyChecks.methods() if name != "contract"}
-
-
 @kdzoo.testing.conformance(LogitMSE)
 class Whatever:
     def test_own(self):
@@ -87,10 +82,25 @@ class TestUnexpected:
     pass
 
 
+"""
+
+NOTHING = """
+from kdzoo.testing.policies import PolicyChecks
+
+failing = {name: "never" for name, _ in PolicyChecks.methods() if name != "contract"}
+
+
 @kdzoo.testing.conformance(Never, expected_failures=failing)
 class TestNothing:
     pass
 """
+
+
+def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-W", "ignore", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def blocks(page: Path) -> list[str]:
@@ -107,17 +117,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "my_package" / "logit_mse.py").write_text(loss)
     (suite,) = (code for code in blocks(PAGE) if "class TestLogitMSE" in code)
     (folder / "test_shown.py").write_text(suite)
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-W", "ignore"]
-    some = "Nothing or test_own or value or shift or weights or gradients"
+    some = "test_own or value or shift or weights or gradients"
     chosen = ["-k", f"{some} or (shown and not processes and not compiled)", "-m", "not slow"]
-    done = subprocess.run(
-        [*command, *chosen], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = pytest_in(folder, *chosen)
     assert done.returncode == 1, done.stderr
-    listed = [*command, "--collect-only", "-k", "Whatever and for_real", "-m", "slow"]
-    slow = subprocess.run(
-        listed, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+    slow = pytest_in(folder, "--collect-only", "-k", "Whatever and for_real", "-m", "slow")
     return done.stdout + slow.stdout
 
 
@@ -160,10 +164,27 @@ def test_expected_failures_must_fail(said: str) -> None:
     assert "passed, although it is expected to fail (by design); expect it no longer" in said
 
 
-def test_a_suite_in_which_nothing_ran_is_not_green(said: str) -> None:
-    assert "FAILED test_mine.py::TestNothing::test_in_a_distiller" in said
-    assert "none ran but that of its class" in said
-    assert said.count("FAILED test_mine.py::TestNothing") == 1
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [[], ["-n", "2"], ["-k", "contract"], ["-n", "2", "-k", "pure"]])
+def test_a_suite_in_which_nothing_may_run_is_not_green(tmp_path: Path, chosen: list[str]) -> None:
+    (tmp_path / "test_nothing.py").write_text(COMPONENTS + NOTHING)
+    done = pytest_in(tmp_path, *chosen)
+    assert done.returncode not in (0, 5), done.stdout  # 5: there were no tests
+    assert "TypeError: expected_failures: no check is left that says anything of Never" in (
+        done.stdout
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "chosen", [["-n", "2"], ["-n", "2", "-k", "shift or value"], ["-k", "shift"]]
+)
+def test_a_sound_suite_is_green_whatever_is_chosen(tmp_path: Path, chosen: list[str]) -> None:
+    suite = "@kdzoo.testing.conformance(LogitMSE)\nclass TestSound:\n    pass\n"
+    (tmp_path / "test_sound.py").write_text(COMPONENTS + suite)
+    done = pytest_in(tmp_path, *chosen)
+    assert done.returncode == 0, done.stdout
+    assert "it does not declare the invariance shift" in done.stdout
 
 
 class Sound(kdzoo.Loss):

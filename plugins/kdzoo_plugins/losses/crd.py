@@ -301,14 +301,16 @@ class CRD(kdzoo.Loss):
         """(B,), the row of each sample's positive."""
         if self.params.mode == "exact":
             return rows
-        which = (torch.rand(len(targets), device=targets.device) * self.count[targets]).long()
-        return self.start[targets] + which
+        # Drawn for each row, so that a sample's does not depend on its place in the batch.
+        lots = torch.rand(len(self.label), device=targets.device)[rows]
+        return self.start[targets] + (lots * self.count[targets]).long()
 
     def negatives(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """A random block of rows (M,), and how often each is a sample's negative (B, M).
 
         A sample's negatives are the first K rows of the block that are not of its class: drawn
-        uniformly and each once, where there are so many. Samples of one batch share what they can.
+        uniformly and each once, where there are so many; else any of them, several times. Samples
+        of one class share them all: no value depends on a sample's place in the batch.
         """
         wanted, total = self.params.negatives, len(self.label)
         block = torch.randperm(total, device=targets.device)[: wanted + self.most]
@@ -316,10 +318,10 @@ class CRD(kdzoo.Loss):
         once = others & (others.cumsum(1, dtype=torch.int32) <= wanted)
         counts = once.to(self.contrast.memory_student.dtype)
         if not self.plenty:
-            drawn = torch.multinomial(others.float(), wanted, replacement=True)
-            again = _counted(drawn, torch.zeros_like(counts))
-            enough = others.sum(1, keepdim=True) >= wanted
-            counts = torch.where(enough, counts, again)
+            known = others.sum(1, keepdim=True)
+            lots = (torch.rand(wanted, device=targets.device) * known).long()
+            again = torch.searchsorted(others.cumsum(1), 1 + lots)
+            counts = torch.where(known >= wanted, counts, _counted(again, torch.zeros_like(counts)))
         return block, counts
 
 

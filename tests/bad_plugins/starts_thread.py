@@ -1,0 +1,5 @@
+"""Bad: no command ends while its thread waits."""
+
+import threading
+
+threading.Thread(target=threading.Event().wait, name="waiting").start()
