@@ -141,6 +141,7 @@ def test_a_run_cut_off_after_any_epoch_goes_on_exactly(
     assert files(kdzoo.run(rich, runs=tmp_path / "cut")) == files(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
     tmp_path: Path, rich: dict[str, Any]
 ) -> None:

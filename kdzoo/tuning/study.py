@@ -194,11 +194,12 @@ class _Worker:
             (self.directory / ".workers").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.directory}: cannot be made: {error.strerror}") from error
-        self.study = self._open(resume)
+        self._claim = FileLock(self.directory / ".claim.lock")
+        with self._claim:  # two that make the tables of one new database get in each other's way
+            self.study = self._open(resume)
         # Another worker finds us dead where nobody holds this lock. Its path names us, too.
         self._lock = FileLock(self.directory.resolve() / ".workers" / uuid.uuid4().hex)
         self.key = f"{socket.gethostname()}:{self._lock.lock_file}"
-        self._claim = FileLock(self.directory / ".claim.lock")
         self.study.sampler = make_sampler(tuning, self._sampler_seed())
         self.interrupts = Interrupts()
         self._asked_to_stop = False

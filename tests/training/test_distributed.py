@@ -195,7 +195,7 @@ def assert_same_student(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_starts_lost_processes_again(tmp_path: Path, rich: dict[str, Any]) -> None:
-    spec = {**rich, "baseline": False, "train": {**rich["train"], "epochs": 200}}
+    spec = {**rich, "baseline": False, "train": {**rich["train"], "epochs": 60}}
     process = start(tmp_path, spec, torchrun=["--max-restarts=1"])
     checkpointed(tmp_path, process, "tiny-??????????")
     by_rank(process)[1].kill()

@@ -139,7 +139,8 @@ def counts_add_up(done: list[optuna.trial.FrozenTrial]) -> None:
     assert len(done) == TRIALS + states.count(TrialState.FAIL)
     for failed in (trial for trial in done if trial.state == TrialState.FAIL):
         again = [t for t in done if failed.number in t.system_attrs.get("retry_history", ())]
-        assert [trial.params for trial in again] == [failed.params]
+        assert len(again) == 1
+        assert failed.params.items() <= again[0].params.items()  # it may not have drawn any yet
 
 
 def at_work(tmp_path: Path) -> int:
