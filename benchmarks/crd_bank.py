@@ -1,6 +1,6 @@
 """A step of CRD's contrast alone, forward and backward, as its memory banks grow.
 
-    python benchmarks/crd_bank.py > benchmarks/results/crd_bank.txt
+    python benchmarks/crd_bank.py
 
 Three ways to the same loss, each with a batch of 64, 16,384 negatives and 128 dimensions:
 
@@ -14,20 +14,20 @@ table has the median over rounds, least and greatest, and the ratios round by ro
 
 from __future__ import annotations
 
-import math
-import statistics
+import argparse
 import time
 from collections.abc import Callable
 
 import torch
 from contestants.plain import Contrast
 from kdzoo_plugins.losses.crd import CRD
+from result import Result, add_output, spread
 from torch import Tensor
 
 import kdzoo
 
-BANKS = ((50_000, 100), (200_000, 1000), (1_281_167, 1000))  # samples, classes
-BATCH, NEGATIVES, FEATURE, THREADS, ROUNDS = 64, 16_384, 64, 2, 7
+BANKS = (50_000, 200_000, 1_281_167)
+BATCH, NEGATIVES, FEATURE = 64, 16_384, 64
 
 
 class WholeBank(Contrast):
@@ -70,36 +70,38 @@ def ways(samples: int, classes: int) -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    """Print a row for each size of the bank."""
-    torch.set_num_threads(THREADS)
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description="A step of CRD's contrast as its banks grow.")
+    add = parser.add_argument
+    add("--banks", nargs="+", type=int, default=BANKS, help="rows of a bank (%(default)s)")
+    add("--rounds", type=int, default=7, help="turns of each (%(default)s)")
+    add("--threads", type=int, default=2, help="torch's threads (%(default)s)")
+    add_output(parser, "crd_bank")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {THREADS} threads"
+    result = Result(args, f"{args.threads} threads")
+    result.table(
+        "CRD's contrast, by rows of a bank", "block, ms", "bank / block", "vectors / block"
     )
-    print(f"{'rows of a bank':>14}{'block, ms':>24}{'bank / block':>24}{'vectors / block':>24}")
-    for samples, classes in BANKS:
-        steps = ways(samples, classes)
+    for samples in args.banks:
+        steps = ways(samples, 1000 if samples > BANKS[0] else 100)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(-1, ROUNDS):
+        for number in range(-1, args.rounds):
             for name, step in steps.items():
                 begun = time.perf_counter()
                 step()
                 if number >= 0:
                     seconds[name].append(time.perf_counter() - begun)
-        columns = [[1000 * value for value in seconds["block"]]] + [
-            [a / b for a, b in zip(seconds[name], seconds["block"], strict=True)]
-            for name in ("bank", "vectors")
-        ]
-        print(
-            f"{samples:>14,}" + "".join(f"{spread(column):>24}" for column in columns), flush=True
+        block = seconds["block"]
+        result.row(
+            f"{samples:,}",
+            spread([1000 * value for value in block], 1),
+            *(
+                spread([a / b for a, b in zip(seconds[name], block, strict=True)], 1)
+                for name in ("bank", "vectors")
+            ),
         )
-
-
-def spread(values: list[float]) -> str:
-    """Median, least and greatest."""
-    digits = 0 if math.log10(max(values)) > 2 else 1
-    median, least, greatest = statistics.median(values), min(values), max(values)
-    return f"{median:.{digits}f} ({least:.{digits}f}-{greatest:.{digits}f})"
 
 
 if __name__ == "__main__":

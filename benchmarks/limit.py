@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from result import Result, add_output, spread
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
+    add_output(parser, "limit")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images = torch.rand(args.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -94,15 +96,18 @@ def main() -> None:
             rows.append((label, operations(action), seconds(action, args.rounds)))
             limits.append(peak(args.rounds))
     limit = max(limits)
-    print(f"limit: {limit / 1e9:.0f} GFLOPS ({torch.backends.cpu.get_cpu_capability()}, ", end="")
-    print(f"{args.threads} threads, torch {torch.__version__})\n")
-    print(f"{'':<14}{'GFLOP':>8}{'ms (least-greatest)':>24}{'GFLOPS':>8}{'of the limit':>14}")
+    result = Result(args, f"{args.threads} threads")
+    result.table(
+        f"limit: {limit / 1e9:.0f} GFLOPS", "GFLOP", "ms", "GFLOPS reached", "of the limit"
+    )
     for label, work, took in rows:
-        middle = statistics.median(took)
-        span = f"{1e3 * middle:.0f} ({1e3 * min(took):.0f}-{1e3 * max(took):.0f})"
-        reached = work / middle
-        print(
-            f"{label:<14}{work / 1e9:>8.1f}{span:>24}{reached / 1e9:>8.0f}{reached / limit:>14.0%}"
+        reached = work / statistics.median(took)
+        result.row(
+            label,
+            f"{work / 1e9:.1f}",
+            spread([1e3 * second for second in took], 0),
+            f"{reached / 1e9:.0f}",
+            f"{reached / limit:.0%}",
         )
 
 

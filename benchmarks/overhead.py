@@ -2,10 +2,15 @@
 
     python benchmarks/overhead.py
 
-They do not depend on the networks, so they are profiled in a run of tiny ones on the digits, with
-the default observers looking at every step. Beside whole steps of resnet56 teaching resnet20, where
-two measurements of the same thing differ by more than that, they could not be seen. Being profiled
-makes each of them slower than it is.
+They do not depend on the networks, so they are profiled in runs of tiny ones on noise, with 100
+classes and the default observers looking at every step. Beside whole steps of resnet56 teaching
+resnet20, where two measurements of the same thing differ by more than that, they could not be seen.
+Being profiled makes each of them slower than it is.
+
+- curves: the counts of a batch; with cka the features' sums, too.
+- losses: brought to the host, and to three observers.
+- epoch's end: the curves, and the policy's decision.
+- validation: the images of the validation set, by student and teacher, where the policy asks.
 """
 
 from __future__ import annotations
@@ -15,46 +20,75 @@ import cProfile
 import pstats
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from contestants.engine import StepImages
+from result import Result, add_output
 
 import kdzoo
+from kdzoo.extend.registry import registry
 
 PARTS = {  # what is shown, and the function in whose time it is
-    "curves: the counts of a batch": ("curves.py", "record"),
-    "losses brought to the host, three observers": ("loop.py", "_log"),
-    "an epoch's end: curves, the decision of tllm": ("distiller.py", "end_epoch"),
+    "curves": ("curves.py", "record"),
+    "losses": ("loop.py", "_log"),
+    "epoch's end": ("distiller.py", "end_epoch"),
+    "validation": ("loop.py", "_validate"),
+}
+POLICIES: dict[str, dict[str, Any]] = {
+    "all": {"use": "all"},
+    "tllm, residual": {"use": "tllm", "signal": "residual"},
+    "tllm, residual, scope column": {"use": "tllm", "signal": "residual", "scope": "column"},
+    "tllm, residual, validation": {"use": "tllm", "signal": "residual", "source": "validation"},
+    "tllm, cka": {"use": "tllm", "signal": "cka"},
 }
 
 
-def main() -> None:
-    """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description="What kdzoo's own parts of a step cost.")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+def milliseconds(policy: dict[str, Any], args: argparse.Namespace, runs: Path) -> list[float]:
+    """What each part costs a step."""
     spec = {
         "name": "overhead",
-        "data": "digits",
+        "data": {
+            "use": "step-images",
+            "samples": args.images,
+            "classes": args.classes,
+            "validation": 0.1,
+        },
         "teacher": {"use": "mlp", "train": {"epochs": 1}},
         "student": "mlp",
         "losses": ["ce", "kd"],
-        "policy": {"use": "tllm", "signal": "residual", "start_epoch": 1},
+        "policy": policy,
         "train": {"epochs": args.epochs},
         "log_every": 1,
         "threads": args.threads,
     }
-    with tempfile.TemporaryDirectory() as runs:
-        kdzoo.run(spec, ["train.epochs=2"], runs=Path(runs))  # the teacher, and what is imported
-        with cProfile.Profile() as profile:
-            kdzoo.run(spec, runs=Path(runs))
+    kdzoo.run(spec, ["train.epochs=1"], runs=runs)  # the teacher, and what is imported
+    with cProfile.Profile() as profile:
+        run = kdzoo.run(spec, runs=runs)
+    assert run.report.epochs == args.epochs
     calls = {
         (Path(file).name, function): (count, seconds)
         for (file, _, function), (_, count, _, seconds, _) in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
         if "kdzoo" in file
     }
-    steps = calls["curves.py", "record"][0]
-    print(f"{steps} steps; ms a step")
-    for part, function in PARTS.items():
-        print(f"{part:<48}{1e3 * calls[function][1] / steps:>8.2f}")
+    steps = calls["loop.py", "_log"][0]
+    return [1e3 * calls.get(function, (0, 0.0))[1] / steps for function in PARTS.values()]
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description="What kdzoo's own parts of a step cost.")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=6400, help="a tenth of them for validation")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    add_output(parser, "overhead")
+    args = parser.parse_args()
+    result = Result(args, f"{args.threads} threads")
+    result.table("ms a step of 64 images, by policy", *PARTS, "together")
+    with tempfile.TemporaryDirectory() as runs, registry().lent(StepImages):
+        for label, policy in POLICIES.items():
+            costs = milliseconds(policy, args, Path(runs))
+            result.row(label, *(f"{cost:.2f}" for cost in (*costs, sum(costs))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whether images that are read while the network trains keep it waiting.
 
-    python benchmarks/streaming.py > benchmarks/results/streaming.txt
+    python benchmarks/streaming.py
 
 Writes a folder of JPEGs as large as ImageNet's (500x375 pixels), trains on them with
 ``memory_gb: 0`` at 224x224 pixels and one thread, and says for each number of processes that read:
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
+from result import Result, add_output
 
 import kdzoo
 from kdzoo.extend.registry import registry
@@ -58,9 +58,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=224)
+    add_output(parser, "streaming")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread")
-    print(f"{'student':<22}{'readers':>8}{'images/s':>10}{'waiting':>9}{'cores busy':>12}")
+    result = Result(args, "1 thread")
+    result.table("streamed images", "images a second", "of it waiting", "cores busy")
     with tempfile.TemporaryDirectory() as folder, registry().lent(ShareWatch):
         root = Path(folder) / "photographs"
         write_photographs(root, args.images)
@@ -84,7 +85,8 @@ def main() -> None:
                 rate = args.images * len(shares) / (ended - begun)
                 waiting = f"{100 * sum(shares) / len(shares):.0f} %"
                 busy = (after - before) / (ended - begun)
-                print(f"{model:<22}{workers:>8}{rate:>10.1f}{waiting:>9}{busy:>12.2f}", flush=True)
+                label = f"{model}, {workers} readers"
+                result.row(label, f"{rate:.1f}", waiting, f"{busy:.2f}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from plots import bars
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -31,6 +32,7 @@ from kdzoo.spec.expand import STUDY_KEYS
 from kdzoo.spec.tuning import Tune
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
 _BLOCK = re.compile(
     r"(<!-- generated: (\w+)(?: ([\w ]+))? -->\n).*?(<!-- /generated -->)", re.DOTALL
 )
@@ -193,6 +195,51 @@ def _taken_out(schema: _Schema, other: _Schema) -> list[str]:
     return same
 
 
+def result(name: str) -> str:
+    """What a benchmark has measured: its tables, and pictures of their ratios."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    parts = []
+    for number, table in enumerate(record["tables"]):
+        title = table["title"]
+        parts.append(f"*{title}*")
+        if _drawn(table) is not None:
+            parts.append(f"![{title}](plots/{name}-{number}.svg)")
+        lines = [["", *table["columns"]], ["---"] * (len(table["columns"]) + 1)]
+        lines += [[label, *(cell["shown"] for cell in cells)] for label, cells in table["rows"]]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    about = record["machine"]
+    said = [about["processor"], f"{about['cores']} cores", about["instructions"], about["more"]]
+    versions = f"torch {about['versions']['torch']}"
+    parts.append(
+        f"`{record['command']}` ({', '.join(filter(None, said))}, {versions}), kept in "
+        f"`benchmarks/results/{name}.json`."
+    )
+    return "\n\n".join(parts)
+
+
+def plots(name: str) -> dict[str, str]:
+    """The pictures of a benchmark, by file name."""
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    drawn = {}
+    for number, table in enumerate(record["tables"]):
+        if (column := _drawn(table)) is not None:
+            rows = [(label, cells[column]) for label, cells in table["rows"]]
+            drawn[f"{name}-{number}.svg"] = bars(
+                f"{table['title']}: {table['columns'][column]}",
+                [(label, cell["shown"], cell["values"]) for label, cell in rows if cell["values"]],
+            )
+    return drawn
+
+
+def _drawn(table: dict[str, Any]) -> int | None:
+    """Of a table's columns the first one of ratios, if there is one."""
+    for number, column in enumerate(table["columns"]):
+        measured = sum(bool(cells[number]["values"]) for _, cells in table["rows"])
+        if measured > 1 and any(word in column for word in (" / ", "of the first", "of importing")):
+            return number
+    return None
+
+
 _SPEC_MODELS: dict[str, type[BaseModel]] = {
     "A run": models.Spec,
     "`stages`": models.Stage,
@@ -213,6 +260,7 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "commands": commands,
     "spec": spec,
     "components": components,
+    "result": result,
 }
 
 
@@ -302,10 +350,19 @@ def _name(field: _Schema) -> str:
     return str(field.get("$ref", "")).rpartition("/")[2]
 
 
-if __name__ == "__main__":
+def files() -> Iterator[tuple[Path, str]]:
+    """All that this program writes: each file, and what should stand in it."""
     for path in sorted(DOCS.glob("*.md")):
-        before = path.read_text(encoding="utf-8")
-        after = renewed(before)
-        if after != before:
-            path.write_text(after, encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        yield path, renewed(text)
+        for name in re.findall(r"<!-- generated: result (\S+) -->", text):
+            for file, picture in plots(name).items():
+                yield DOCS / "plots" / file, picture
+
+
+if __name__ == "__main__":
+    (DOCS / "plots").mkdir(exist_ok=True)
+    for path, text in files():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
             print(f"renewed {path.relative_to(DOCS.parent)}")

@@ -21,15 +21,15 @@ from kdzoo_plugins.losses.kd import kd_loss
 from pictures import write_pictures
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="not in the source distribution")
 METHODS = ["ce", "kd", "fitnet", "crd", "dkd"]
+OURS = {"contestants", *(path.stem for path in BENCHMARKS.glob("*.py"))}
 
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in [name for name in sys.modules if name.split(".")[0] in ("contestants", "step")]:
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
         del sys.modules[name]
 
 
@@ -55,30 +55,27 @@ def test_the_step_benchmark_shows_every_contestant(tmp_path: Path) -> None:
     assert (tmp_path / "step.txt").read_text() == done.stdout
     record = json.loads((tmp_path / "step.json").read_text())
     assert record["machine"]["cores"] >= 1
-    *rows, policies = record["rows"]
-    assert [row["method"] for row in rows] == METHODS
+    methods, policies = record["tables"]
+    assert [label for label, _ in methods["rows"]] == METHODS
     there = importlib.util.find_spec("torchdistill") is not None
     assert ("torchdistill is not installed" in done.stdout) is not there
     names = ["kdzoo", "plain", *(["torchdistill"] if there else [])]
-    for row in rows:
-        assert list(row["contestants"]) == names
-        for name, measured in row["contestants"].items():
-            if (name, row["method"]) == ("torchdistill", "dkd"):
-                assert "has no dkd" in measured["reason"]
-                assert measured["reason"] in done.stdout
+    assert methods["columns"] == [*names, *(f"kdzoo / {name}" for name in names[1:])]
+    for method, cells in methods["rows"]:
+        for name, cell in zip(methods["columns"], cells, strict=True):
+            if (method, name.split()[-1]) == ("dkd", "torchdistill"):
+                assert cell["shown"] == "-"
+                assert "has no dkd" in done.stdout
                 continue
-            assert measured["reason"] == ""
-            (speed,) = measured["images_per_second"]
-            assert speed > 0
-            assert f"{speed:.1f}" in done.stdout
-        assert len(row["ratios"]["plain"]) == 1
-    assert list(policies["contestants"]) == [
+            (value,) = cell["values"]
+            assert value > 0
+            assert cell["shown"] in done.stdout
+    assert [label for label, _ in policies["rows"]] == [
         "policy all, log_every 10",
         "the same again",
         "policy fixed",
         "log_every 1",
     ]
-    assert all(len(ratios) == 1 for ratios in policies["ratios"].values())
 
 
 @pytest.mark.parametrize(
@@ -139,34 +136,79 @@ def test_the_plain_contrast_is_kdzoos(plain: ModuleType) -> None:
     torch.testing.assert_close(ours.memory_student, theirs.memory_student)
 
 
+SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "rows"),
     [
         (
             "limit.py --pairs resnet14:resnet8 --batch 2 --rounds 1",
-            ["limit: ", "resnet14", "resnet8 "],
+            ["limit: ", "resnet14 ", "resnet8 "],
         ),
-        ("overhead.py --epochs 1", ["curves: ", "losses brought", "an epoch's end"]),
+        ("overhead.py --epochs 2 --classes 5 --images 1600", ["all ", "tllm, cka "]),
         (
-            "stored_teacher.py --pair resnet14:resnet8 --images 80 --batch 16 --trials 2 "
+            "stored_teacher.py --pair resnet14:resnet8 --images 80 --batch 16 --trials 3 "
             "--rounds 1",
-            ["without ", "with ", "a later one ", "20 trials ", "the store: 0.", "a batch in "],
+            ["without ", "with ", "times as fast ", "a batch in "],
         ),
         (
             "streaming.py --models shufflenet_v2_x0_5 --images 8 --epochs 2 --size 32",
-            ["shufflenet_v2_x0_5           0", "shufflenet_v2_x0_5           2"],
+            ["shufflenet_v2_x0_5, 0 readers", "shufflenet_v2_x0_5, 2 readers"],
+        ),
+        (
+            f"growth.py --pair resnet8:resnet8 --batches 2 4 --classes 3 4 --taps 1 2 {SMALL}",
+            ["2 images ", "4 images ", "3 classes ", "2 taps ", "1 processes ", "2 processes "],
+        ),
+        ("crd_bank.py --banks 20000 30000 --rounds 1 --threads 1", ["20,000 ", "30,000 "]),
+        (
+            "memory.py --pair resnet8:resnet8 --methods ce crd --rounds 1 --steps 2 --batch 4 "
+            "--samples 200 --negatives 32 --threads 1",
+            ["ce ", "crd "],
+        ),
+        ("startup.py --rounds 1", ["import torch ", "kdzoo run digits.yaml (finished) "]),
+        (
+            "anatomy.py --pairs resnet8:resnet8 --methods fitnet dkd --steps 1 --skip 1 --batch 4 "
+            "--samples 300 --threads 1",
+            ["fitnet ", "dkd ", "resnet8 -> resnet8, a step beside "],
         ),
     ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
-def test_what_a_step_could_cost_is_shown(arguments: str, rows: list[str]) -> None:
+def test_every_measurement_is_shown_and_kept(
+    tmp_path: Path, arguments: str, rows: list[str]
+) -> None:
     script, *rest = arguments.split()
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *rest], capture_output=True, text=True
+        [sys.executable, str(BENCHMARKS / script), *rest, "--output", str(tmp_path / "kept")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kept.txt").read_text() == done.stdout
     for row in rows:
         assert any(line.startswith(row) for line in done.stdout.splitlines()), done.stdout
+    labels = [
+        label
+        for table in json.loads((tmp_path / "kept.json").read_text())["tables"]
+        for label, _ in table["rows"]
+    ]
+    assert set(labels) <= {line[:34].strip() for line in done.stdout.splitlines()}
+
+
+def test_the_suite_names_every_measurement() -> None:
+    """Each script with a result is a part of it, and each part's arguments are understood."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "all.py"), "--list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
+    keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
+    assert named == keeping
 
 
 @pytest.mark.slow

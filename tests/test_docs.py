@@ -34,11 +34,24 @@ def block(page: str, part: str) -> str:
     return code
 
 
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What docs/generate.py defines."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    return runpy.run_path(str(DOCS / "generate.py"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_is_generated_is_as_the_code_is(page: Path) -> None:
+def test_what_is_generated_is_as_the_code_is(page: Path, generate: dict[str, Any]) -> None:
     text = page.read_text(encoding="utf-8")
-    renewed = runpy.run_path(str(DOCS / "generate.py"))["renewed"](text)
-    assert text == renewed, "python docs/generate.py"
+    assert text == generate["renewed"](text), "python docs/generate.py"
+
+
+def test_the_plots_show_what_was_measured(generate: dict[str, Any]) -> None:
+    drawn = {path: text for path, text in generate["files"]() if path.suffix == ".svg"}
+    assert set(drawn) == set((DOCS / "plots").glob("*.svg"))
+    for path, text in drawn.items():
+        assert path.read_text(encoding="utf-8") == text, "python docs/generate.py"
 
 
 def test_the_public_surface_changes_only_on_purpose() -> None:

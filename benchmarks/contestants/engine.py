@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,35 @@ class StepWatch(kdzoo.Observer):
         _WATCH[-1].tick(len(values["loss/total"]))
 
 
+class EpochEnds(kdzoo.Observer):
+    """Writes when each epoch ended, in seconds."""
+
+    name = "epoch-ends"
+
+    class Params(kdzoo.Params):
+        """What can be set."""
+
+        file: str = kdzoo.Field(description="Where to: a JSON list.")
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        """See :meth:`kdzoo.Observer.start`."""
+        self._ends: list[float] = []
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        """See :meth:`kdzoo.Observer.epoch`."""
+        self._ends.append(time.perf_counter())
+        Path(self.params.file).write_text(json.dumps(self._ends))
+
+
 def spec(job: Job) -> dict[str, Any]:
     """The job as a spec, with every observer that runs have by default."""
     teacher, student = job.pair
     losses: list[Any] = ["ce"]
     if job.method == "crd":
         losses.append({"use": "crd", "negatives": job.negatives})
+    elif job.taps:
+        layers = [{"student": stage, "teacher": stage} for stage in range(1, job.taps + 1)]
+        losses.append({"use": job.method, "layers": layers})
     elif job.method != "ce":
         losses.append(job.method)
     loaded = {"use": teacher, "checkpoint": job.teacher_file, "check": False}
@@ -123,4 +148,4 @@ def kdzoo_datasets() -> list[type[kdzoo.DataSource]]:
 @kdzoo.hookimpl
 def kdzoo_observers() -> list[type[kdzoo.Observer]]:
     """See :mod:`kdzoo.extend.hookspecs`."""
-    return [StepWatch]
+    return [StepWatch, EpochEnds]

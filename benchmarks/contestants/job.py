@@ -51,6 +51,7 @@ class Job:
         trial: how many steps each of these is tried for.
         log_every: kdzoo: steps between two looks at the losses.
         policy: kdzoo: the class policy.
+        taps: kdzoo: how many pairs of stages fitnet compares; 0 for the one of the paper.
     """
 
     pair: tuple[str, str]
@@ -65,6 +66,7 @@ class Job:
     trial: int
     log_every: int
     policy: dict[str, Any] = field(default_factory=lambda: {"use": "all"})
+    taps: int = 0
 
 
 class NotOfferedError(Exception):

@@ -1,0 +1,45 @@
+"""Draws a column of a benchmark's table: a bar for each median, a line from least to greatest.
+
+Grey and indigo can be read on white and on black: a picture does not know the page's scheme.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from html import escape
+
+_ROW, _LABEL, _WIDTH, _RIGHT = 28, 190, 420, 160  # in pixels
+_STYLE = "text{font:13px system-ui,sans-serif;fill:#808080}rect{fill:#5c6bc0}line{stroke:#808080}"
+
+
+def bars(title: str, rows: Sequence[tuple[str, str, Sequence[float]]]) -> str:
+    """An SVG picture.
+
+    Args:
+        title: what is drawn.
+        rows: label, what is written at the bar, and the numbers.
+    """
+    longest = max(max(values) for _, _, values in rows)
+    scale = _WIDTH / longest
+    height = _ROW * (len(rows) + 1)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LABEL + _WIDTH + _RIGHT} {height}"'
+        f' role="img"><title>{escape(title)}</title><style>{_STYLE}</style>',
+        f'<text x="0" y="17">{escape(title)}</text>',
+    ]
+    if longest > 1:  # as fast, as large, as long
+        x = _LABEL + scale
+        parts.append(f'<line x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"')
+        parts.append('stroke-dasharray="2 3"/>')
+    for number, (label, shown, values) in enumerate(rows, 1):
+        top, middle = number * _ROW, number * _ROW + _ROW / 2
+        least, greatest = _LABEL + scale * min(values), _LABEL + scale * max(values)
+        parts += [
+            f'<text x="{_LABEL - 8}" y="{middle + 4}" text-anchor="end">{escape(label)}</text>',
+            f'<rect x="{_LABEL}" y="{top + 6}" width="{scale * statistics.median(values):.1f}" '
+            f'height="{_ROW - 12}"/>',
+            f'<line x1="{least:.1f}" y1="{middle}" x2="{greatest:.1f}" y2="{middle}"/>',
+            f'<text x="{greatest + 6:.1f}" y="{middle + 4}">{escape(shown)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>\n"])
