@@ -77,8 +77,8 @@ def milliseconds(policy: dict[str, Any], args: argparse.Namespace, runs: Path) -
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="What kdzoo's own parts of a step cost.")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--images", type=int, default=6400, help="a tenth of them for validation")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=12800, help="a tenth of them for validation")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     add_output(parser, "overhead")
