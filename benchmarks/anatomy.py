@@ -172,12 +172,8 @@ def main() -> None:
                     teacher_file=str(file),
                     batch=args.batch,
                     samples=args.samples,
-                    classes=100,
                     negatives=args.negatives,
                     threads=args.threads,
-                    workers=(0,),
-                    trial=1,
-                    log_every=1,
                 )
                 watches[method] = watch = AnatomyWatch(args.skip, args.steps)
                 try:

@@ -155,12 +155,7 @@ def main() -> None:
             teacher_file=str(file),
             batch=64,
             samples=largest * (args.rounds * (args.skip + args.steps) + 10),
-            classes=100,
-            negatives=16_384,
             threads=args.threads,
-            workers=(0,),
-            trial=1,
-            log_every=1,
         )
         for axis in args.axes:
             if axis == "processes":

@@ -20,7 +20,7 @@ from pathlib import Path
 from contestants.job import Job, write_teacher
 from contestants.turns import Contestant
 from result import Cell, Result, add_output
-from step import METHODS, MODULES, PAIRS, installed
+from step import METHODS, PAIRS, present
 
 _PAUSE = 0.01  # seconds between two samples
 
@@ -57,17 +57,17 @@ class Peak:
         return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def measure(name: str, job: Job, steps: int, log: Path) -> tuple[float | None, str]:
-    """Megabytes at peak, or why there is no number."""
-    contestant = Contestant(MODULES[name], log)
+def measure(module: str, job: Job, steps: int, log: Path) -> list[float]:
+    """Megabytes at peak; none where a contestant cannot do the job."""
+    contestant = Contestant(module, log)
     try:
         with Peak(contestant.pid) as peak:
-            said, what = contestant.start(job)
+            said, _ = contestant.start(job)
             if said == "failed":
-                return None, str(what)
+                return []
             contestant.round(1, steps)
             contestant.finish()
-        return peak.megabytes, ""
+        return [peak.megabytes]
     finally:
         contestant.close()
 
@@ -95,7 +95,8 @@ def main() -> None:
         parser.error("needs /proc/PID/smaps_rollup (Linux)")
     teacher, student = args.pair.split(":")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    names = [name for name in MODULES if name != "torchdistill" or installed()]
+    modules = present()
+    names = list(modules)
     result = Result(args, f"{args.threads} threads")
     result.table(
         f"{teacher} -> {student}, batch {args.batch}, {args.samples} images of 32x32; MB at peak",
@@ -112,18 +113,13 @@ def main() -> None:
                 teacher_file=str(file),
                 batch=args.batch,
                 samples=args.samples,
-                classes=100,
                 negatives=args.negatives,
                 threads=args.threads,
-                workers=(0,),
-                trial=1,
-                log_every=1,
             )
             peaks: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(args.rounds):
-                for name in names:
-                    peak, _ = measure(name, job, args.steps, Path(folder) / "log")
-                    peaks[name] += [] if peak is None else [peak]
+                for name, module in modules.items():
+                    peaks[name] += measure(module, job, args.steps, Path(folder) / "log")
             ratios = [
                 Cell(f"{statistics.median(peaks['kdzoo']) / statistics.median(peaks[name]):.2f}")
                 if peaks[name]

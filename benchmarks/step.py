@@ -55,8 +55,8 @@ MODULES = {"kdzoo": "engine", "plain": "plain", "torchdistill": "torchdistill_lo
 
 def compare(args: argparse.Namespace, jobs: list[Job], result: Result, logs: Path) -> None:
     """The rows of kdzoo beside the others."""
-    modules = {name: MODULES[name] for name in MODULES if name != "torchdistill" or installed()}
-    if not installed():
+    modules = present()
+    if modules.keys() < MODULES.keys():
         result.say("torchdistill is not installed: its column is left out.")
     others = list(modules)[1:]
     notes: dict[str, None] = {}
@@ -81,9 +81,10 @@ def compare(args: argparse.Namespace, jobs: list[Job], result: Result, logs: Pat
         result.say(f"-: {note}")
 
 
-def installed() -> bool:
-    """Whether torchdistill is."""
-    return importlib.util.find_spec("torchdistill") is not None
+def present() -> dict[str, str]:
+    """The contestants and their modules; torchdistill only where it is installed."""
+    there = importlib.util.find_spec("torchdistill") is not None
+    return {name: module for name, module in MODULES.items() if name != "torchdistill" or there}
 
 
 def compare_policies(args: argparse.Namespace, jobs: list[Job], result: Result, logs: Path) -> None:

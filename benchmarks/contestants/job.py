@@ -44,9 +44,9 @@ class Job:
         teacher_file: the teacher's weights.
         batch: images a step.
         samples: images in the training set.
-        classes: how many classes they have.
-        negatives: crd: what each image is contrasted with.
         threads: torch's threads.
+        classes: how many classes the images have.
+        negatives: crd: what each image is contrasted with.
         workers: how many loader processes may be tried; the fastest number is kept.
         trial: how many steps each of these is tried for.
         log_every: kdzoo: steps between two looks at the losses.
@@ -59,12 +59,12 @@ class Job:
     teacher_file: str
     batch: int
     samples: int
-    classes: int
-    negatives: int
     threads: int
-    workers: tuple[int, ...]
-    trial: int
-    log_every: int
+    classes: int = 100
+    negatives: int = 16_384
+    workers: tuple[int, ...] = (0,)
+    trial: int = 1
+    log_every: int = 1
     policy: dict[str, Any] = field(default_factory=lambda: {"use": "all"})
     taps: int = 0
 
