@@ -125,12 +125,16 @@ def read_losses(entries: Iterable[str | Mapping[str, Any]]) -> tuple[LossEntry, 
     return stage.losses
 
 
-def dump_spec(spec: Spec) -> str:
-    """The spec as YAML that :func:`read_spec` reads back to an equal one."""
+def dump_spec(spec: Spec, *others: Spec) -> str:
+    """The spec as YAML that :func:`read_spec` reads back to an equal one; with others, which differ
+    in their seed alone, what :func:`read_study` reads back to all of them."""
     data = _plain(spec)
     if len(spec.stages) == 1:
         (stage,) = data.pop("stages")
         data = {**data, **stage}
+    if others:
+        del data["seed"]
+        data["seeds"] = [one.seed for one in (spec, *others)]
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False

@@ -15,7 +15,6 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -455,7 +454,7 @@ class _Worker:
 
     def keep_best(self, trial: FrozenTrial) -> None:
         """Write ``best.yaml``."""
-        text = _dumped(self.specs_of(trial))
+        text = dump_spec(*self.specs_of(trial))
         RunDirectory(self.directory).write(self.directory / "best.yaml", text.encode())
 
     def finish(self, trial: FrozenTrial) -> Run | Runs:
@@ -463,7 +462,7 @@ class _Worker:
         specs = tuple(_whole(one) for one in self.specs_of(trial))
         if len(specs) == 1:
             return self.sessions.do(specs[0], wait=True)
-        data = YAML(typ="safe", pure=True).load(_dumped(specs))
+        data = YAML(typ="safe", pure=True).load(dump_spec(*specs))
         return run_study(data, runs=self.runs)
 
 
@@ -582,21 +581,6 @@ def _silent(spec: Spec) -> tuple[Any, ...]:
 
 def _said(domain: Any) -> str:
     return json.dumps({k: v for k, v in asdict(domain).items() if v not in (None, False)})
-
-
-def _dumped(specs: Sequence[Spec]) -> str:
-    """One file that stands for runs which differ in their seed."""
-    text = dump_spec(specs[0])
-    if len(specs) == 1:
-        return text
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    data = yaml.load(text)
-    del data["seed"]
-    stream_ = StringIO()
-    yaml.dump({**data, "seeds": [one.seed for one in specs]}, stream_)
-    return stream_.getvalue()
 
 
 @contextlib.contextmanager
