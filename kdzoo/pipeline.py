@@ -74,6 +74,7 @@ from kdzoo.training.teacher_store import TeacherStore, chunk_size, store_key
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
 _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
+_MEASURED = 10_000  # training images that a loaded teacher is measured on
 
 __all__ = ["Run", "Sessions", "Study", "evaluate_run", "load_student", "run", "run_study"]
 
@@ -846,7 +847,8 @@ class _Plan:
             return None
         split, which = self.images.validation, "validation"
         if not len(split):
-            split, which = self.images.train, "training"
+            # A pass over all of a large set would take as long as an epoch.
+            split, which = self.images.train.sample(_MEASURED), "training"
         count = len(self.images.classes)
         name = f"the teacher ({entry.checkpoint})" if entry.checkpoint else "the teacher"
         data = self.spec.data

@@ -451,7 +451,7 @@ def test_a_teacher_that_knows_nothing_is_refused(
         kdzoo.run({**tiny, "teacher": teacher}, runs=tmp_path / "runs")
     caplog.set_level(logging.INFO, "kdzoo")
     kdzoo.run({**tiny, "teacher": {**teacher, "check": False}}, runs=tmp_path / "runs")
-    assert "teacher: loaded; 10.00 % of the validation images are right" in caplog.text
+    assert "teacher: loaded; 10.00 % of 10 validation images are right" in caplog.text
     state["head.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "untrained.pth")
     with pytest.raises(
@@ -538,7 +538,7 @@ def test_a_source_can_bring_weights_and_their_normalization(
 ) -> None:
     caplog.set_level("INFO", logger="kdzoo")
     run = kdzoo.run({**tiny, "teacher": "sample-knowing"}, runs=tmp_path)
-    assert "teacher: loaded; 100.00 % of the validation images are right" in caplog.text
+    assert "teacher: loaded; 100.00 % of 10 validation images are right" in caplog.text
     assert set(run.report.directories) == {"baseline"}
     with pytest.raises(kdzoo.SpecError, match="say where its weights come from"):
         kdzoo.read_spec({**tiny, "teacher": "mlp"})
@@ -576,7 +576,7 @@ def test_a_teacher_that_nothing_was_there_to_compare_with_is_named_at_the_end(
     alone["data"] = {**narrow["data"], "validation": 0}
     alone["losses"] = ["ce", {"use": "kd", "weight": 0.01}]
     run = kdzoo.run(alone, runs=tmp_path / "runs")
-    assert "% of the training images are right" in caplog.text
+    assert "% of 1000 training images are right" in caplog.text
     assert run.report.teacher is not None
     teacher, student = run.report.teacher.accuracy, run.report.student.accuracy
     said = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -54,6 +55,14 @@ class Split(ABC):
         if not len(self):
             return None
         return tuple(torch.bincount(self.targets, minlength=num_classes).tolist())
+
+    def sample(self, count: int) -> Split:
+        """At most so many of its images, drawn at random but always the same; in their order."""
+        drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        positions = drawn.sort().values.to(self.indices.device)
+        sample = copy.copy(self)
+        sample.targets, sample.indices = self.targets[positions], self.indices[positions]
+        return sample
 
     @abstractmethod
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:

@@ -67,7 +67,6 @@ class _StreamedSplit(Split):
         super().__init__(images.targets[rows].to(owner.device), rows.to(owner.device))
         self._owner = owner
         self._images = images
-        self._rows = rows
         self._augmentation = augmentation
 
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
@@ -88,10 +87,11 @@ class _StreamedSplit(Split):
         if workers is None:
             workers = min(cores(), _WORKERS)
         workers = min(workers, len(batches))
+        rows = self.indices.cpu()
         loader = DataLoader(
             _Reader(self._owner.decoder, self._images, transform),
             batch_size=None,
-            sampler=[self._rows[batch].tolist() for batch in batches],
+            sampler=[rows[batch].tolist() for batch in batches],
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",

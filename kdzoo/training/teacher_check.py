@@ -51,7 +51,9 @@ def measure_teacher(
             "something else than they are loaded into"
         )
     accuracy = evaluation.accuracy
-    log.info("teacher: loaded; %.2f %% of the %s images are right", 100 * accuracy, which)
+    log.info(
+        "teacher: loaded; %.2f %% of %d %s images are right", 100 * accuracy, len(split), which
+    )
     if not check:
         return accuracy
     # Class by class, where one answer to everything is at chance although most images are of it.

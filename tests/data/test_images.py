@@ -87,11 +87,23 @@ def test_splits_and_seeds_share_one_copy_of_the_images() -> None:
 def test_plain_views_are_the_sources_own_images() -> None:
     source = registry().make(DataSource.kind, "sample-odd", {}).load()
     data = images()
-    for split in (data.train, data.validation):
+    for split in (data.train, data.validation, data.train.sample(7)):
         for view in split.plain(4):
             pixels = (view.inputs * 255).round().byte()
             assert torch.equal(pixels, source.train_images[view.indices])
             assert torch.equal(view.targets, source.train_targets[view.indices])
+
+
+def test_a_sample_is_of_all_classes_and_always_the_same() -> None:
+    """A source's rows may lie in the order of their classes, or have each class in turn."""
+    data = images(per_class=100)
+    sample, again = data.train.sample(200), data.train.sample(200)
+    assert torch.equal(sample.indices, again.indices)
+    assert len(sample.indices.unique()) == 200
+    counts = sample.counts(len(data.classes))
+    assert counts is not None
+    assert min(counts) >= 10
+    assert torch.equal(data.train.sample(10**6).indices, data.train.indices)
 
 
 def test_no_augmentation_leaves_the_images_as_they_are() -> None:

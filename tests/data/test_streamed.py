@@ -120,6 +120,9 @@ def test_without_augmentation_training_images_are_plain_ones(root: Path) -> None
             assert torch.equal(pixels, v2.functional.pil_to_tensor(image) / 255)
             assert target == files.targets[index]
     assert same(plain, views(images))
+    sample = images.train.sample(3)
+    for view in sample.plain():
+        assert torch.equal(view.inputs, plain[sample.indices])
     mirrored = views(streamed(root, 0, crop=0, flip=True))
     straight = (mirrored == plain).flatten(1).all(1)
     turned = (mirrored == plain.flip(3)).flatten(1).all(1)

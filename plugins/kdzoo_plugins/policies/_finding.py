@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # its parts are imported when they are used: stats takes a third of torch's time
 
 import kdzoo
 from kdzoo_plugins.policies._sequential import SequentialTest
@@ -154,7 +154,7 @@ class FindingPolicy(UntaughtPolicy):
         reading = read_signal(self.params.signal, self._read(curves), window)
         with np.errstate(invalid="ignore", divide="ignore"):
             z = (-self.params.margin - reading.value) / reading.error
-        p = np.where(reading.error > 0, stats.norm.sf(z), 1.0)
+        p = np.where(reading.error > 0, scipy.stats.norm.sf(z), 1.0)
         values, found, seen = self._test.look(p)
         room = max(self._cap - int(self._found.sum()), 0)
         ripe = np.flatnonzero(found & ~self._found)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 __all__ = ["SequentialTest"]
 
@@ -63,7 +63,7 @@ class SequentialTest:
         values = np.minimum(price * np.max(self._row, 0), 1.0) if whole else np.ones_like(p)
         seen = np.minimum(np.minimum(price * p, 1.0), self._found)
         found, expected = (
-            stats.false_discovery_control(p) <= self.rate
+            scipy.stats.false_discovery_control(p) <= self.rate
             for p in (np.minimum(values, self._found), seen)
         )
         return values, found, expected

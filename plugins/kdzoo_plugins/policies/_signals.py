@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 import kdzoo
 
@@ -64,7 +64,7 @@ def read_signal(signal: Signal, curves: kdzoo.TeachingCurves, window: int) -> Re
         return Reading(np.full_like(value, np.nan), np.full_like(value, np.nan))
     value = np.where(known, value, np.nan) - np.median(value[known])
     alike = _ALIKE.get(signal, 0.5)
-    spread = np.quantile(np.abs(value[known]), alike) / stats.norm.ppf((1 + alike) / 2)
+    spread = np.quantile(np.abs(value[known]), alike) / scipy.stats.norm.ppf((1 + alike) / 2)
     # The median has an error too: pi / (2 C) of the variance of one class, if they are alike.
     sampling = np.sqrt(variance * (1 + math.pi / (2 * known.sum())))
     return Reading(value, np.where(known, np.maximum(sampling, spread), np.nan))
