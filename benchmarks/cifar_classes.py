@@ -2,7 +2,7 @@
 
     python benchmarks/cifar_classes.py data/cifar100
 
-It trains for hours, two runs at a time on a thread each. All is kept in runs/cifar-classes: it goes
+It trains for hours, two runs at a time on one thread each. All is kept in runs/cifar-classes: it goes
 on where it was cut off, and with ``--no-training`` the table shows what is finished.
 
 The images have 16x16 pixels, since that is what two cores can train often enough; a wrn_16_2 of 30
@@ -99,9 +99,9 @@ def run(spec: dict[str, Any]) -> str:
     return str(kdzoo.run(spec, runs=RUNS).directory)
 
 
-def train_all(root: str, seeds: Sequence[int], policies: Collection[str]) -> None:
+def train_all(root: str, seeds: Sequence[int], policies: Collection[str], at_once: int) -> None:
     """Train what is not finished: plain KD first, which ``oracle`` reads."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
 
         def begin(seed: int, name: str, policy: Any) -> Future[str]:
             return pool.submit(run, spec(root, seed, name, policy))
@@ -187,11 +187,12 @@ def main() -> None:
     parser.add_argument("root", help="the folder with train/<class>/*.png and test/<class>/*.png")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--at-once", type=int, default=2, help="runs (%(default)s)")
     parser.add_argument("--no-training", action="store_true", help="only show what is finished")
     add_output(parser, "cifar_classes")
     args = parser.parse_args()
     if not args.no_training:
-        train_all(args.root, args.seeds, args.policies)
+        train_all(args.root, args.seeds, args.policies, args.at_once)
     show(Result(args, "1 thread a run"))
 
 
