@@ -2,8 +2,8 @@
 
     python benchmarks/cifar_classes.py data/cifar100
 
-It trains for hours, two runs at a time on one thread each. All is kept in runs/cifar-classes: it goes
-on where it was cut off, and with ``--no-training`` the table shows what is finished.
+It trains for hours, two runs at a time on one thread each. All is kept in runs/cifar-classes: it
+goes on where it was cut off, and with ``--no-training`` the table shows what is finished.
 
 The images have 16x16 pixels, since that is what two cores can train often enough; a wrn_16_2 of 30
 epochs teaches a resnet8 for 20, with the literature's recipe but for the length and a cosine. A
