@@ -4,8 +4,8 @@
     python benchmarks/all.py startup memory
 
 On two cores it takes about two hours, in which nothing else should run. What trains for accuracy
-and not for time is no part of it: cifar_short.py, cifar100_table.py, label_weight.py,
-planted_signals.py.
+and not for time is no part of it: cifar_classes.py, cifar_short.py, cifar100_table.py,
+label_weight.py, planted_signals.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PARTS = {
-    "step": "step.py --policy --pairs resnet56:resnet20 --steps 10 --output {results}/step",
+    "step": "step.py --pairs resnet56:resnet20 --steps 10 --output {results}/step",
     "step_wide": "step.py --pairs resnet32x4:resnet8x4 --steps 5 --rounds 3 "
     "--output {results}/step_wide",
     "epoch": "step.py --epochs --pairs resnet20:resnet8 --steps 100 --rounds 3 "

@@ -1,6 +1,6 @@
 """Images a second of whole training steps: kdzoo's engine beside other loops, paired.
 
-    python benchmarks/step.py --policy
+    python benchmarks/step.py
     python benchmarks/step.py --epochs --pairs resnet20:resnet8 --steps 100
 
 Each contestant has a process of its own and trains the same networks on the same noise (50,000
@@ -11,6 +11,7 @@ them a loader uses up what it fetched while it waited.
 - kdzoo: ``kdzoo.run`` with a spec and all default observers. An observer takes the time, at every
   look at the losses; so ``log_every`` is the greatest number up to 10 (its default) that divides
   both ``--skip`` and ``--steps``.
+- tllm: the same with this class policy, which reads the residual (no baseline is trained here).
 - plain: a loop as the literature writes it, see ``contestants/plain.py``.
 - torchdistill: the package of that name (1.1.5 was tried), if it is installed; it is optional. See
   ``contestants/torchdistill_loop.py``.
@@ -22,9 +23,6 @@ choose it; any fixed number would be unfair to somebody. kdzoo has no workers.
 With ``--epochs`` an epoch is as long as what a round counts, so that each round has the end of one
 in it: for kdzoo its curves, the policy's decision and a checkpoint, for the others what a loader
 costs that is started anew.
-
-With ``--policy`` kdzoo runs against itself: without a policy twice, to see the noise of the
-method; with ten classes untaught; and with every step's losses looked at.
 """
 
 from __future__ import annotations
@@ -32,24 +30,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from contestants.job import Job, divisor, write_teacher
-from contestants.turns import measure, processes, ratio
+from contestants.turns import Measured, measure, processes, ratio
 from result import Result, add_output
-
-import kdzoo
-from kdzoo.extend.contracts import PolicySetting
-from kdzoo.extend.registry import registry
 
 METHODS = ("ce", "kd", "fitnet", "crd", "dkd")
 PAIRS = ("resnet56:resnet20", "resnet32x4:resnet8x4")
+TLLM = {"use": "tllm", "signal": "residual"}
 MODULES = {"kdzoo": "engine", "plain": "plain", "torchdistill": "torchdistill_loop"}
 
 
@@ -59,18 +50,22 @@ def compare(args: argparse.Namespace, jobs: list[Job], result: Result, logs: Pat
     if modules.keys() < MODULES.keys():
         result.say("torchdistill is not installed: its column is left out.")
     others = list(modules)[1:]
+    columns = ["kdzoo", "tllm", *others, "tllm / kdzoo", *(f"kdzoo / {name}" for name in others)]
     notes: dict[str, None] = {}
-    with processes(modules, logs) as contestants:
+    with processes({**modules, "tllm": modules["kdzoo"]}, logs) as contestants:
         for pair in dict.fromkeys(job.pair for job in jobs):
-            result.table(
-                f"{' -> '.join(pair)}, images a second", *modules, *(f"kdzoo / {n}" for n in others)
-            )
+            result.table(f"{' -> '.join(pair)}, images a second", *columns)
             for job in (job for job in jobs if job.pair == pair):
                 turns = {name: (contestant, job) for name, contestant in contestants.items()}
+                turns["tllm"] = contestants["tllm"], replace(job, policy=TLLM)
+                if job.method == "ce":
+                    del turns["tllm"]
                 measured = measure(turns, args.rounds, args.skip, args.steps)
-                speeds = [each.cell() for each in measured.values()]
+                measured.setdefault("tllm", Measured([], {}, "there is no teacher"))
+                speeds = [measured[name].cell() for name in ("kdzoo", "tllm", *others)]
+                policy = ratio(measured["tllm"], measured["kdzoo"], digits=3)
                 compared = [ratio(measured["kdzoo"], measured[name]) for name in others]
-                result.row(job.method, *speeds, *compared)
+                result.row(job.method, *speeds, policy, *compared)
                 for name, each in measured.items():
                     if each.reason:
                         notes[f"{job.method}, {name}: {each.reason}"] = None
@@ -87,53 +82,6 @@ def present() -> dict[str, str]:
     return {name: module for name, module in MODULES.items() if name != "torchdistill" or there}
 
 
-def compare_policies(args: argparse.Namespace, jobs: list[Job], result: Result, logs: Path) -> None:
-    """The rows of kdzoo beside itself: kd, as it is by default against something that may cost."""
-    skip, steps = (-(-number // 10) * 10 for number in (args.skip, args.steps))
-    untaught = [str(number) for number in range(max(args.classes // 10, 1))]
-    changes: dict[str, dict[str, Any]] = {
-        "policy all, log_every 10": {},
-        "the same again": {},
-        "policy fixed": {"policy": {"use": "fixed", "classes": untaught}},
-        "log_every 1": {"log_every": 1},
-    }
-    with processes(dict.fromkeys(changes, "engine"), logs) as contestants:
-        for job in jobs:
-            turns = {
-                label: (contestants[label], replace(job, **{"log_every": 10, **change}))
-                for label, change in changes.items()
-            }
-            measured = measure(turns, args.rounds, skip, steps)
-            title = f"{' -> '.join(job.pair)}, kd, kdzoo beside itself, {steps} steps a round"
-            result.table(title, "images a second", "of the first")
-            base = next(iter(measured.values()))
-            for label, each in measured.items():
-                share = "" if each is base else ratio(each, base, digits=3)
-                result.row(label, each.cell(), share)
-                if each.reason:
-                    result.say(f"-: {each.reason}")
-    result.say()
-    result.say(
-        f"tllm's own decision, once an epoch, takes {1000 * decision_seconds(args.classes):.2f} ms "
-        f"({args.classes} classes, 240 epochs of made-up curves with a baseline)."
-    )
-
-
-def decision_seconds(classes: int, epochs: int = 240) -> float:
-    """What ``tllm`` needs to look at made-up curves once; the median of twenty."""
-    random = np.random.default_rng(0)
-    curves = kdzoo.TeachingCurves(*random.random((9, epochs, classes)))
-    names = tuple(str(number) for number in range(classes))
-    policy = registry().make("policy", "tllm", {})
-    policy.setup(PolicySetting(names, has_baseline=True, teacher_weight=0.9, label_weight=0.1))
-    seconds = []
-    for _ in range(20):
-        begun = time.perf_counter()
-        policy.update(curves)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
-
-
 def arguments() -> argparse.Namespace:
     """The command line's."""
     parser = argparse.ArgumentParser(
@@ -141,7 +89,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="%(default)s")
-    add("--methods", nargs="*", default=METHODS, choices=METHODS, help="%(default)s")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="%(default)s")
     add("--rounds", type=int, default=5, help="how often each has its turn (%(default)s)")
     add("--steps", type=int, default=20, help="counted steps a round (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")
@@ -158,7 +106,6 @@ def arguments() -> argparse.Namespace:
         help="numbers of loader processes to try, of the others (%(default)s)",
     )
     add("--trial", type=int, default=6, help="steps to try each for (%(default)s)")
-    add("--policy", action="store_true", help="also kdzoo beside itself: policies, observers")
     add("--epochs", action="store_true", help="an epoch has as many steps as a round counts")
     add_output(parser, "step")
     args = parser.parse_args()
@@ -170,8 +117,7 @@ def arguments() -> argparse.Namespace:
     if args.epochs:
         args.samples = args.steps * args.batch
         return args
-    most = args.rounds * (args.skip + args.steps + 20 * args.policy) + 10  # rounded up to tens
-    wanted = most * args.batch
+    wanted = (args.rounds * (args.skip + args.steps) + 10) * args.batch
     if wanted > args.samples:
         parser.error(f"an epoch would end within a round: {wanted} samples are needed")
     return args
@@ -202,7 +148,7 @@ def main() -> None:
                 log_every=log_every,
             )
             for pair in args.pairs
-            for method in (*args.methods, *(("policy",) if args.policy else ()))
+            for method in args.methods
         ]
         result = Result(args, f"{args.threads} threads")
         result.say(
@@ -210,11 +156,7 @@ def main() -> None:
             f"{args.rounds} rounds of {args.steps} steps after {args.skip} that do not count; "
             f"kdzoo: log_every {log_every}"
         )
-        if args.methods:
-            compare(args, [job for job in jobs if job.method != "policy"], result, logs)
-        if args.policy:
-            policies = [replace(job, method="kd") for job in jobs if job.method == "policy"]
-            compare_policies(args, policies, result, logs)
+        compare(args, jobs, result, logs)
 
 
 if __name__ == "__main__":
