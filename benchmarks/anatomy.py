@@ -12,11 +12,15 @@ that is still in a cache is read faster than that copy, so the bytes can come ou
 - products: linear layers, CRD's scores.
 - others: ReLUs, sums, losses, the optimizer, crops, copies.
 - Python: what is left of the step; while being profiled more than otherwise.
+
+A share of a profiled step is that of all of them together. Milliseconds, and what is reached of a
+limit, are the median over the timed steps, with the least and the greatest.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import time
@@ -28,7 +32,7 @@ import torch
 from contestants import engine
 from contestants.job import FinishedError, Job, Watch, write_teacher
 from limit import peak, seconds
-from result import Result, add_output
+from result import Result, add_output, median, share, spread
 from step import METHODS, PAIRS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -70,19 +74,19 @@ class AnatomyWatch(Watch):
         operations: of a step.
         bytes: of a step.
         milliseconds: a step's, by part.
-        step: milliseconds of a step when nobody looks.
+        seconds: of each step while nobody looks.
     """
 
     def __init__(self, skip: int, steps: int) -> None:
         self._plan = iter(
             [None] * skip
-            + [self._time]
-            + [None] * (steps - 1)
+            + [self._time] * steps
             + [self._timed, self._counted, self._profile]
             + [None] * (steps - 1)
             + [self._profiled]
         )
         self._steps = steps
+        self._ends: list[float] = []
         self._operations = FlopCounterMode(display=False)
         self._bytes = ByteCounter()
         self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
@@ -95,10 +99,11 @@ class AnatomyWatch(Watch):
             action()
 
     def _time(self) -> None:
-        self._begun = time.perf_counter()
+        self._ends.append(time.perf_counter())
 
     def _timed(self) -> None:
-        self.step = 1000 * (time.perf_counter() - self._begun) / self._steps
+        self._time()
+        self.seconds = [later - before for before, later in itertools.pairwise(self._ends)]
         self._operations.__enter__()
         self._bytes.__enter__()
 
@@ -189,14 +194,13 @@ def main() -> None:
                 *("ms a step", "GFLOP", "of the limit", "GB", "of the copy"),
             )
             for method, watch in watches.items():
-                took = watch.step / 1000
                 result.row(
                     method,
-                    f"{watch.step:.0f}",
-                    f"{watch.operations / 1e9:.1f}",
-                    f"{watch.operations / rate / took:.0%}",
-                    f"{watch.bytes / 1e9:.2f}",
-                    f"{watch.bytes / copy / took:.0%}",
+                    spread((1000 * second for second in watch.seconds), 0),
+                    median([watch.operations / 1e9]),
+                    share(watch.operations / rate / second for second in watch.seconds),
+                    median([watch.bytes / 1e9], 2),
+                    share(watch.bytes / copy / second for second in watch.seconds),
                 )
 
 
@@ -205,7 +209,7 @@ def parts(title: str, watches: dict[str, AnatomyWatch], result: Result) -> None:
     result.table(title, *PARTS)
     for method, watch in watches.items():
         whole = sum(watch.milliseconds.values())
-        result.row(method, *(f"{watch.milliseconds[part] / whole:.0%}" for part in PARTS))
+        result.row(method, *(share([watch.milliseconds[part] / whole]) for part in PARTS))
 
 
 if __name__ == "__main__":

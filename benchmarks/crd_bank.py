@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from contestants.plain import Contrast
 from kdzoo_plugins.losses.crd import CRD
-from result import Result, add_output, spread
+from result import Result, add_output, paired, spread
 from torch import Tensor
 
 import kdzoo
@@ -97,10 +97,7 @@ def main() -> None:
         result.row(
             f"{samples:,}",
             spread([1000 * value for value in block], 1),
-            *(
-                spread([a / b for a, b in zip(seconds[name], block, strict=True)], 1)
-                for name in ("bank", "vectors")
-            ),
+            *(paired(seconds[name], block, 1) for name in ("bank", "vectors")),
         )
 
 

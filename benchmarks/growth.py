@@ -30,7 +30,7 @@ from typing import Any
 from contestants.engine import spec
 from contestants.job import Job, write_teacher
 from contestants.turns import measure, processes
-from result import Cell, Result, add_output, median, spread
+from result import Cell, Result, add_output, median, paired
 
 HERE = Path(__file__).parent
 AXES = ("batch", "classes", "taps", "processes")
@@ -119,8 +119,7 @@ def show(
     result.table(f"growth with the {axis}", "ms a step", "images a second", "step, of the first")
     first = next(iter(seconds.values()))
     for label, took in seconds.items():
-        ratios = [mine / other for mine, other in zip(took, first, strict=True)]
-        growth: Cell | str = "" if took is first else spread(ratios)
+        growth: Cell | str = "" if took is first else paired(took, first)
         milliseconds = [1000 * second for second in took]
         result.row(label, median(milliseconds), median(speeds[label]), growth)
 

@@ -12,12 +12,11 @@ norms, ReLUs, sums, losses, the optimizer) counts as no operation: a student can
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from result import Result, add_output, spread
+from result import Result, add_output, median, share, spread
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -101,13 +100,13 @@ def main() -> None:
         f"limit: {limit / 1e9:.0f} GFLOPS", "GFLOP", "ms", "GFLOPS reached", "of the limit"
     )
     for label, work, took in rows:
-        reached = work / statistics.median(took)
+        reached = [work / second for second in took]
         result.row(
             label,
-            f"{work / 1e9:.1f}",
+            median([work / 1e9]),
             spread([1e3 * second for second in took], 0),
-            f"{reached / 1e9:.0f}",
-            f"{reached / limit:.0%}",
+            median([each / 1e9 for each in reached], 0),
+            share(each / limit for each in reached),
         )
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import threading
 from pathlib import Path
 
 from contestants.job import Job, write_teacher
 from contestants.turns import Contestant
-from result import Cell, Result, add_output
+from result import Result, add_output, median, paired
 from step import METHODS, PAIRS, present
 
 _PAUSE = 0.01  # seconds between two samples
@@ -72,11 +71,6 @@ def measure(module: str, job: Job, steps: int, log: Path) -> list[float]:
         contestant.close()
 
 
-def shown(values: list[float]) -> Cell | str:
-    """The median in whole megabytes."""
-    return Cell(f"{statistics.median(values):.0f}", tuple(values)) if values else "-"
-
-
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="Memory at peak, kdzoo beside other loops.")
@@ -120,13 +114,13 @@ def main() -> None:
             for _ in range(args.rounds):
                 for name, module in modules.items():
                     peaks[name] += measure(module, job, args.steps, Path(folder) / "log")
+            shown = [median(values, 0) if values else "-" for values in peaks.values()]
             ratios = [
-                Cell(f"{statistics.median(peaks['kdzoo']) / statistics.median(peaks[name]):.2f}")
-                if peaks[name]
-                else "-"
-                for name in names[1:]
+                paired(peaks["kdzoo"], peaks[name]) if peaks[name] else "-" for name in names[1:]
             ]
-            result.row(method, *map(shown, peaks.values()), *ratios)
+            result.row(method, *shown, *ratios)
+    result.say()
+    result.say("Medians over rounds; ratios round by round: median (least-greatest).")
 
 
 if __name__ == "__main__":

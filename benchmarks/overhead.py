@@ -5,7 +5,9 @@
 They do not depend on the networks, so they are profiled in runs of tiny ones on noise, with 100
 classes and the default observers looking at every step. Beside whole steps of resnet56 teaching
 resnet20, where two measurements of the same thing differ by more than that, they could not be seen.
-Being profiled makes each of them slower than it is.
+Being profiled makes each of them slower than it is. The policies take turns, each in new runs; the
+table has the medians over rounds, and what each policy's parts cost together beside those of the
+first, round by round.
 
 - curves: the counts of a batch; with cka the features' sums, too.
 - losses: brought to the host, and to three observers.
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from contestants.engine import StepImages
-from result import Result, add_output
+from result import Result, add_output, median, paired, spread
 
 import kdzoo
 from kdzoo.extend.registry import registry
@@ -77,18 +79,28 @@ def milliseconds(policy: dict[str, Any], args: argparse.Namespace, runs: Path) -
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="What kdzoo's own parts of a step cost.")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=12800, help="a tenth of them for validation")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     add_output(parser, "overhead")
     args = parser.parse_args()
+    costs: dict[str, list[list[float]]] = {label: [] for label in POLICIES}
+    with tempfile.TemporaryDirectory() as folder, registry().lent(StepImages):
+        for number in range(args.rounds):
+            for label, policy in POLICIES.items():
+                costs[label].append(milliseconds(policy, args, Path(folder) / str(number)))
     result = Result(args, f"{args.threads} threads")
-    result.table("ms a step of 64 images, by policy", *PARTS, "together")
-    with tempfile.TemporaryDirectory() as runs, registry().lent(StepImages):
-        for label, policy in POLICIES.items():
-            costs = milliseconds(policy, args, Path(runs))
-            result.row(label, *(f"{cost:.2f}" for cost in (*costs, sum(costs))))
+    title = "ms a step of 64 images, by policy"
+    result.table(title, *PARTS, "together", "together, of the first")
+    together = {label: [sum(parts) for parts in rounds] for label, rounds in costs.items()}
+    first = next(iter(together.values()))
+    for label, rounds in costs.items():
+        parts = [median(part, 2) for part in zip(*rounds, strict=True)]
+        whole = together[label]
+        growth = "" if whole is first else paired(whole, first)
+        result.row(label, *parts, spread(whole), growth)
 
 
 if __name__ == "__main__":

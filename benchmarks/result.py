@@ -122,6 +122,20 @@ def spread(values: Iterable[float], digits: int = 2) -> Cell:
     return Cell(f"{middle:.{digits}f} ({least:.{digits}f}-{greatest:.{digits}f})", values)
 
 
+def paired(first: Sequence[float], second: Sequence[float], digits: int = 2) -> Cell:
+    """The ratios of two measurements that took turns, round by round."""
+    return spread((a / b for a, b in zip(first, second, strict=True)), digits)
+
+
+def share(values: Iterable[float]) -> Cell:
+    """Parts of a whole, in percent: the median, and of several the least to the greatest."""
+    values = tuple(values)
+    shown = f"{statistics.median(values):.0%}"
+    if len(values) > 1:
+        shown += f" ({min(values):.0%}-{max(values):.0%})"
+    return Cell(shown, values)
+
+
 def _machine() -> dict[str, Any]:
     names = ("torch", "torchvision", "pillow", "numpy", "torchdistill")
     return {

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from result import Result, add_output, spread
+from result import Result, add_output, paired, spread
 
 KDZOO = ("-m", "kdzoo")
 COMMANDS = {
@@ -63,8 +63,7 @@ def main() -> None:
     result.table("seconds of a command", "s", "of importing torch")
     base = took["import torch"]
     for label, values in took.items():
-        ratios = [value / other for value, other in zip(values, base, strict=True)]
-        result.row(label, spread(values), "" if values is base else spread(ratios))
+        result.row(label, spread(values), "" if values is base else paired(values, base))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from contestants.engine import StepImages
 from limit import network, seconds
-from result import Cell, Result, add_output, median, spread
+from result import Result, add_output, median, spread
 
 import kdzoo
 from kdzoo.extend.registry import registry
@@ -128,15 +128,12 @@ def main() -> None:
         "all, s",
     )
     for name, times in took.items():
-        result.row(name, f"{times[0]:.1f}", median(times[1:], 2), f"{sum(times):.0f}")
+        result.row(name, median(times[:1]), median(times[1:], 2), median([sum(times)], 0))
     first, *later = (a / b for a, b in zip(took["without"], took["with"], strict=True))
     whole = sum(took["without"]) / sum(took["with"])
-    result.row("times as fast", f"{first:.2f}", spread(later), Cell(f"{whole:.2f}", (whole,)))
-    result.say()
-    result.say(
-        f"a batch in chunks of {chunk_size(args.batch)} takes the teacher "
-        f"{spread(chunked(args)).shown} times as long as whole"
-    )
+    result.row("times as fast", median([first], 2), spread(later), median([whole], 2))
+    result.table("the teacher's time for a batch", "in chunks / whole")
+    result.row(f"a batch in chunks of {chunk_size(args.batch)}", spread(chunked(args)))
 
 
 if __name__ == "__main__":

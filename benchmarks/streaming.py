@@ -5,12 +5,14 @@
 Writes a folder of JPEGs as large as ImageNet's (500x375 pixels), trains on them with
 ``memory_gb: 0`` at 224x224 pixels and one thread, and says for each number of processes that read:
 images a second, the share of an epoch's time in which the steps waited for their images, as
-observers are told it, and how many cores were busy. The first epoch is not counted.
+observers are told it, and how many cores were busy. The median over epochs, least and greatest; the
+first epoch is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import time
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from result import Result, add_output
+from result import Result, add_output, paired, share, spread
 
 import kdzoo
 from kdzoo.extend.registry import registry
@@ -80,13 +82,15 @@ def main() -> None:
                     },
                     runs=Path(folder) / f"{model}-{workers}",
                 )
-                (begun, _, before), (ended, _, after) = _MEASURED[0], _MEASURED[-1]
-                shares = [share for _, share, _ in _MEASURED[1:]]
-                rate = args.images * len(shares) / (ended - begun)
-                waiting = f"{100 * sum(shares) / len(shares):.0f} %"
-                busy = (after - before) / (ended - begun)
-                label = f"{model}, {workers} readers"
-                result.row(label, f"{rate:.1f}", waiting, f"{busy:.2f}")
+                ends, waited, cpu = zip(*_MEASURED, strict=True)
+                took = [later - before for before, later in itertools.pairwise(ends)]
+                worked = [later - before for before, later in itertools.pairwise(cpu)]
+                result.row(
+                    f"{model}, {workers} readers",
+                    spread((args.images / seconds for seconds in took), 1),
+                    share(waited[1:]),
+                    paired(worked, took),
+                )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 _BLOCK = re.compile(
     r"(<!-- generated: (\w+)(?: ([\w ]+))? -->\n).*?(<!-- /generated -->)", re.DOTALL
 )
+# What the columns of ratios and shares say; `benchmarks/` names them.
+_RATIOS = (" / ", "of the first", "of importing", "of the limit", "of it waiting")
 _SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 _Schema = dict[str, Any]
 
@@ -232,10 +234,13 @@ def plots(name: str) -> dict[str, str]:
 
 
 def _drawn(table: dict[str, Any]) -> int | None:
-    """Of a table's columns the first one of ratios, if there is one."""
+    """Of a table's columns the first one of ratios or shares, if there is one.
+
+    A table of the parts of each row's whole has none: its rows are read across.
+    """
     for number, column in enumerate(table["columns"]):
         measured = sum(bool(cells[number]["values"]) for _, cells in table["rows"])
-        if measured > 1 and any(word in column for word in (" / ", "of the first", "of importing")):
+        if measured > 1 and any(word in column for word in _RATIOS):
             return number
     return None
 

@@ -1,5 +1,7 @@
 """Draws a column of a benchmark's table: a bar for each median, a line from least to greatest.
 
+A ratio or a share is drawn, on a scale that goes to 1 at least.
+
 Grey and indigo can be read on white and on black: a picture does not know the page's scheme.
 """
 
@@ -20,7 +22,7 @@ def bars(title: str, rows: Sequence[tuple[str, str, Sequence[float]]]) -> str:
         title: what is drawn.
         rows: label, what is written at the bar, and the numbers.
     """
-    longest = max(max(values) for _, _, values in rows)
+    longest = max(1.0, *(max(values) for _, _, values in rows))
     scale = _WIDTH / longest
     height = _ROW * (len(rows) + 1)
     parts = [
@@ -28,10 +30,9 @@ def bars(title: str, rows: Sequence[tuple[str, str, Sequence[float]]]) -> str:
         f' role="img"><title>{escape(title)}</title><style>{_STYLE}</style>',
         f'<text x="0" y="17">{escape(title)}</text>',
     ]
-    if longest > 1:  # as fast, as large, as long
-        x = _LABEL + scale
-        parts.append(f'<line x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"')
-        parts.append('stroke-dasharray="2 3"/>')
+    x = _LABEL + scale  # as fast, as large, as long; or the whole
+    parts.append(f'<line x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"')
+    parts.append('stroke-dasharray="2 3"/>')
     for number, (label, shown, values) in enumerate(rows, 1):
         top, middle = number * _ROW, number * _ROW + _ROW / 2
         least, greatest = _LABEL + scale * min(values), _LABEL + scale * max(values)

@@ -83,6 +83,11 @@ def test_the_step_benchmark_shows_every_contestant(tmp_path: Path) -> None:
         (["--samples", "1000"], "an epoch would end within a round"),
         (["--pairs", "resnet8"], "a pair is TEACHER:STUDENT"),
         (["--skip", "0"], "must be 1 at least"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch finds none; use cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -109,6 +114,34 @@ def test_the_plain_loop_computes_what_kdzoo_does(plain: ModuleType) -> None:
         plain.decoupled(student, teacher, targets, 1.0, 8.0, 4.0),
         dkd_loss(student, teacher, targets, 1.0, 8.0, 4.0).mean(),
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plain_loop_has_everything_on_the_jobs_device(
+    method: str, plain: ModuleType, tmp_path: Path
+) -> None:
+    """On torch's device without numbers, where a step gets as far as the first number it reads."""
+    job = importlib.import_module("contestants.job")
+    job.write_teacher("resnet8", 10, tmp_path / "teacher.pt")
+    given = job.Job(
+        pair=("resnet8", "resnet8"),
+        method=method,
+        teacher_file=str(tmp_path / "teacher.pt"),
+        batch=8,
+        samples=40,
+        threads=1,
+        classes=10,
+        negatives=4,
+        device="meta",
+    )
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
+        next(plain.loop(given, 0))
+
+
+def test_kdzoo_trains_on_the_jobs_device(benchmarks: None) -> None:
+    job, engine = (importlib.import_module(f"contestants.{name}") for name in ("job", "engine"))
+    given = job.Job(("resnet8", "resnet8"), "kd", "teacher.pt", 8, 40, 1, device="cuda")
+    assert engine.spec(given)["device"] == "cuda"
 
 
 def test_the_plain_contrast_is_kdzoos(plain: ModuleType) -> None:
@@ -146,7 +179,7 @@ SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
             "limit.py --pairs resnet14:resnet8 --batch 2 --rounds 1",
             ["limit: ", "resnet14 ", "resnet8 "],
         ),
-        ("overhead.py --epochs 2 --classes 5 --images 1600", ["all ", "tllm, cka "]),
+        ("overhead.py --rounds 2 --epochs 2 --classes 5 --images 1600", ["all ", "tllm, cka "]),
         (
             "stored_teacher.py --pair resnet14:resnet8 --images 80 --batch 16 --trials 3 "
             "--rounds 1",
@@ -162,7 +195,7 @@ SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
         ),
         ("crd_bank.py --banks 20000 30000 --rounds 1 --threads 1", ["20,000 ", "30,000 "]),
         (
-            "memory.py --pair resnet8:resnet8 --methods ce crd --rounds 1 --steps 2 --batch 4 "
+            "memory.py --pair resnet8:resnet8 --methods ce crd --rounds 2 --steps 2 --batch 4 "
             "--samples 200 --negatives 32 --threads 1",
             ["ce ", "crd "],
         ),
@@ -189,12 +222,14 @@ def test_every_measurement_is_shown_and_kept(
     assert (tmp_path / "kept.txt").read_text() == done.stdout
     for row in rows:
         assert any(line.startswith(row) for line in done.stdout.splitlines()), done.stdout
-    labels = [
-        label
-        for table in json.loads((tmp_path / "kept.json").read_text())["tables"]
-        for label, _ in table["rows"]
-    ]
-    assert set(labels) <= {line[:34].strip() for line in done.stdout.splitlines()}
+    shown = {line[:34].strip() for line in done.stdout.splitlines()}
+    for table in json.loads((tmp_path / "kept.json").read_text())["tables"]:
+        for label, cells in table["rows"]:
+            assert label in shown
+            for column, cell in zip(table["columns"], cells, strict=True):
+                assert bool(cell["values"]) == any(map(str.isdigit, cell["shown"])), (label, column)
+                if cell["values"] and re.search(" / |of the first|of importing", column):
+                    assert len(cell["values"]) == len(cells[0]["values"])  # one a round
 
 
 def test_the_suite_names_every_measurement() -> None:
@@ -207,7 +242,7 @@ def test_the_suite_names_every_measurement() -> None:
     )
     named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
     keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
-    assert named == keeping - {"cifar_classes"}
+    assert named == keeping - {"cifar_classes", "planted_signals"}
 
 
 @pytest.mark.slow
@@ -238,12 +273,41 @@ def test_the_table_names_the_bundled_pairs(benchmarks: None) -> None:
     assert {len(values) for values in table.PUBLISHED.values()} == {len(table.METHODS)}
 
 
+@pytest.mark.parametrize(
+    ("given", "batch", "rates", "published"),
+    [
+        ("--compile --bf16", 64, (0.05, 0.01), True),
+        ("--compile --bf16 --batch 256", 256, (0.2, 0.04), False),
+        ("--compile --bf16 --epochs 24", 64, (0.05, 0.01), False),
+    ],
+)
+def test_the_tables_presets_reach_the_spec(
+    given: str,
+    batch: int,
+    rates: tuple[float, float],
+    published: bool,
+    benchmarks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = importlib.import_module("cifar100_table")
+    pair = "wrn_40_2:ShuffleV1"  # the student has another rate than the teacher
+    monkeypatch.setattr(sys, "argv", ["", "--root", "data", "--pairs", pair, *given.split()])
+    args = table.arguments()
+    spec = table.spec(*args.pairs, "kd", 0, args)
+    for train, rate in zip((spec["teacher"]["train"], spec["train"]), rates, strict=True):
+        assert train["optimizer"]["lr"] == pytest.approx(rate)
+        assert (train["batch_size"], train["compile"], train["precision"]) == (batch, True, "bf16")
+    head = next(table.rows(args))
+    assert ("published" in head) is ("difference" in head) is published
+
+
 @pytest.mark.slow
 def test_planted_signals_finds_what_is_planted(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, BENCHMARKS / "planted_signals.py"),
-            *("--seeds", "2", "--kinds", "margin", "shuffled", "--signals", "baseline"),
+            *("--seeds", "2", "--kinds", "margin", "wrong", "shuffled", "--signals", "baseline"),
+            *("--output", tmp_path / "kept"),
         ],
         capture_output=True,
         text=True,
@@ -252,6 +316,17 @@ def test_planted_signals_finds_what_is_planted(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert ["margin", "baseline", "4", "0", "1.00", "1.00"] in rows
-    assert ["shuffled", "baseline", "0", "0", "-", "-"] in rows
+    harm, *kinds = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    cost = {kind: cells[0]["values"] for kind, cells in harm["rows"]}
+    assert min(cost["margin"] + cost["wrong"]) > 3
+    assert max(cost["shuffled"]) < 0
+    assert {len(values) for values in cost.values()} == {2}
+    columns = ["planted, of 4", "hard for both, of 4", "others, of 12", "precision", "recall"]
+    assert [table["columns"] for table in kinds] == [columns] * 3
+    named = {
+        table["title"].partition(":")[0]: [cell["shown"] for cell in cells]
+        for table in kinds
+        for _, cells in table["rows"]
+    }
+    found = ["4", "0", "0", "1.00", "1.00"]
+    assert named == {"margin": found, "wrong": found, "shuffled": ["0", "0", "0", "-", "-"]}

@@ -54,6 +54,13 @@ def test_the_plots_show_what_was_measured(generate: dict[str, Any]) -> None:
         assert path.read_text(encoding="utf-8") == text, "python docs/generate.py"
 
 
+def test_a_share_is_drawn_as_a_part_of_the_whole(generate: dict[str, Any]) -> None:
+    picture = generate["bars"]("waiting", [("a", "0%", [0.0]), ("b", "50%", [0.4, 0.5, 0.6])])
+    (whole,) = re.findall(r'<line x1="([\d.]+)" [^>]*\n?stroke-dasharray', picture)
+    left, width = zip(*re.findall(r'<rect x="(\d+)" [^>]*width="([\d.]+)"', picture), strict=True)
+    assert [float(each) for each in width] == [0, (float(whole) - float(left[0])) / 2]
+
+
 def test_the_public_surface_changes_only_on_purpose() -> None:
     names = runpy.run_path(str(DOCS / "surface.py"))
     listed = names["FILE"].read_text(encoding="utf-8")

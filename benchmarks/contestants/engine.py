@@ -112,7 +112,7 @@ def spec(job: Job) -> dict[str, Any]:
         "policy": job.policy,
         "observers": ["progress", "tensorboard", "jsonl", "step-watch"],
         "log_every": job.log_every,
-        "device": "cpu",
+        "device": job.device,
         "threads": job.threads,
     }
 

@@ -52,6 +52,7 @@ class Job:
         log_every: kdzoo: steps between two looks at the losses.
         policy: kdzoo: the class policy.
         taps: kdzoo: how many pairs of stages fitnet compares; 0 for the one of the paper.
+        device: where is trained, ``cpu`` or ``cuda``.
     """
 
     pair: tuple[str, str]
@@ -67,6 +68,7 @@ class Job:
     log_every: int = 1
     policy: dict[str, Any] = field(default_factory=lambda: {"use": "all"})
     taps: int = 0
+    device: str = "cpu"
 
 
 class NotOfferedError(Exception):
@@ -77,16 +79,28 @@ class FinishedError(BaseException):
     """The parent has seen enough. Not an Exception: it must pass through a training loop."""
 
 
+def now(device: str) -> float:
+    """The time, in seconds, when the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Watch:
     """Times a training loop that calls :meth:`tick`, and lets it wait between the rounds.
+
+    A GPU is waited for only where a round or its counted part begins or ends, so that being watched
+    costs no step anything.
 
     Args:
         connection: to the parent, which says ``("round", skip, steps)`` or ``("done",)``, and hears
             ``("ready", what)``, then the seconds of each round.
+        device: where the loop trains.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, device: str) -> None:
         self._connection = connection
+        self._device = device
         self._ready = False
         self._skip = self._last = self._done = 0
         self._begun = 0.0
@@ -98,16 +112,16 @@ class Watch:
         Raises:
             FinishedError: no more are wanted.
         """
-        now = time.perf_counter()
         if self._ready:
             self._done += steps
             if self._done == self._skip:
-                self._begun = now
+                self._begun = now(self._device)
             if self._done < self._last:
                 return
             assert self._done == self._last, "steps between two ticks do not divide a round"
-            self._connection.send(("seconds", now - self._begun))
+            self._connection.send(("seconds", now(self._device) - self._begun))
         else:
+            now(self._device)  # nothing of it runs on while another has its turn
             self._connection.send(("ready", self.about))
             self._ready = True
         command = self._connection.recv()
@@ -115,7 +129,7 @@ class Watch:
             raise FinishedError
         _, self._skip, steps = command
         self._last, self._done = self._skip + steps, 0
-        self._begun = time.perf_counter()
+        self._begun = now(self._device)
 
 
 def serve(contestant: str, connection: Connection, log: str) -> None:
@@ -134,7 +148,7 @@ def serve(contestant: str, connection: Connection, log: str) -> None:
             torch.set_num_threads(job.threads)
             run: Callable[[Job, Watch], None]
             run = importlib.import_module(f"contestants.{contestant}").run
-            run(job, Watch(connection))
+            run(job, Watch(connection, job.device))
             connection.send(("failed", "its training ended by itself"))
         except FinishedError:
             connection.send(("finished",))
@@ -249,17 +263,17 @@ def fastest(job: Job, loop: Callable[[Job, int], Iterator[None]]) -> int:
     """
     if len(job.workers) == 1:
         return job.workers[0]
-    seconds = {number: _tried(loop(job, number), job.trial) for number in job.workers}
+    seconds = {number: _tried(loop(job, number), job) for number in job.workers}
     return min(seconds, key=lambda number: seconds[number])
 
 
-def _tried(steps: Iterator[None], count: int) -> float:
+def _tried(steps: Iterator[None], job: Job) -> float:
     for _ in range(2):
         next(steps)
-    begun = time.perf_counter()
-    for _ in range(count):
+    begun = now(job.device)
+    for _ in range(job.trial):
         next(steps)
-    return time.perf_counter() - begun
+    return now(job.device) - begun
 
 
 def timed(job: Job, watch: Watch, loop: Callable[[Job, int], Iterator[None]]) -> None:

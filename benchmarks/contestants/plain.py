@@ -1,7 +1,8 @@
 """A plain PyTorch loop as the distillation literature writes it, with the published formulas.
 
 Images pass through PIL in a loader, networks have torch's defaults and answer all their features,
-losses are written with probabilities, and meters read every step's numbers.
+losses are written with probabilities, and meters read every step's numbers. On a GPU the loader
+pins its memory, batches are copied without waiting, and cuDNN looks for its fastest convolutions.
 """
 
 from __future__ import annotations
@@ -211,6 +212,8 @@ def all_features(modules: list[tuple[nn.Module, bool]], images: Tensor) -> Any:
 
 def loop(job: Job, workers: int) -> Iterator[None]:
     """The training loop; yields after each step."""
+    gpu = job.device == "cuda"
+    torch.backends.cudnn.benchmark = gpu
     teacher, student, teacher_layers, student_layers = networks(job)
     modules, teacher_modules = (
         list(parts(model, {*layers.stages, str(layers.penultimate)}))
@@ -225,18 +228,24 @@ def loop(job: Job, workers: int) -> Iterator[None]:
             penultimate(student, student_layers), penultimate(teacher, teacher_layers), job.samples
         )
         learning.append(contrast)
+    teacher.to(job.device)
+    learning.to(job.device)
     optimizer = torch.optim.SGD(
         learning.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY
     )
     criterion = nn.CrossEntropyLoss()
-    loader = DataLoader(Indexed(job), batch_size=job.batch, shuffle=True, num_workers=workers)
+    loader = DataLoader(
+        Indexed(job), batch_size=job.batch, shuffle=True, num_workers=workers, pin_memory=gpu
+    )
     learning.train()
     while True:
         batch_time, data_time, losses, top1, top5 = (Meter() for _ in range(5))
         end = time.time()
         for data in loader:
-            images, targets, rows, *contrasted = data
             data_time.update(time.time() - end)
+            images, targets, rows, *contrasted = (
+                part.to(job.device, non_blocking=True) for part in data
+            )
             if job.method == "ce":
                 logits = student(images)
                 loss = criterion(logits, targets)

@@ -44,7 +44,8 @@ def loop(job: Job, workers: int) -> Iterator[None]:
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 
     teacher, student, *_ = networks(job)
-    data, device = {"train": Pictures(job)}, torch.device("cpu")
+    data, device = {"train": Pictures(job)}, torch.device(job.device)
+    teacher, student = teacher.to(device), student.to(device)
     rest = (data, configuration(job, workers), device, [], False, 1)
     if job.method == "ce":
         box = get_training_box(student, *rest)
@@ -72,7 +73,12 @@ def configuration(job: Job, workers: int) -> dict[str, Any]:
     loader: dict[str, Any] = {
         "dataset_id": "train",
         "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
-        "kwargs": {"batch_size": job.batch, "num_workers": workers, "drop_last": False},
+        "kwargs": {
+            "batch_size": job.batch,
+            "num_workers": workers,
+            "pin_memory": job.device == "cuda",
+            "drop_last": False,
+        },
     }
     forward = {"forward_proc": "forward_batch_only"}
     parts: dict[str, Any] = {"teacher": {**forward, "requires_grad": False}, "student": forward}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from result import Cell, median, spread
+from result import Cell, median, paired
 
 from contestants.job import Job, serve
 
@@ -119,8 +119,7 @@ def ratio(first: Measured, second: Measured, digits: int = 2) -> Cell | str:
     """Of their images a second, round by round; for a table."""
     if first.reason or second.reason:
         return "-"
-    pairs = zip(first.images_per_second, second.images_per_second, strict=True)
-    return spread((a / b for a, b in pairs), digits)
+    return paired(first.images_per_second, second.images_per_second, digits)
 
 
 @contextlib.contextmanager
