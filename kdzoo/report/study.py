@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -305,17 +305,23 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     flats = [_flat(spec) for spec in specs]
     words: list[list[str]] = [[] for _ in flats]
-    for key in dict.fromkeys(key for flat in flats for key in flat):
-        use = f"{key.rpartition('.')[0]}.use"
-        seen: dict[str, set[str]] = {}
-        for flat in flats:
-            component = "" if key == use else json.dumps(flat.get(use))
-            seen.setdefault(component, set()).add(json.dumps(flat.get(key)))
-        differs = {component for component, values in seen.items() if len(values) > 1}
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    for key in keys:
+        use = _use_above(key, keys)
         for flat, word in zip(flats, words, strict=True):
-            component = "" if key == use else json.dumps(flat.get(use))
-            if key in flat and component in differs:
+            if key not in flat:
+                continue
+            alike = [other for other in flats if use not in flat or other.get(use) == flat[use]]
+            if any(other.get(key) != flat[key] for other in alike):
                 value = flat[key]
                 said = value if isinstance(value, str) else json.dumps(value)
                 word.append(f"{key.removesuffix('.use')}={said}")
     return [", ".join(word) or ("" if len(flats) == 1 else "as it is") for word in words]
+
+
+def _use_above(key: str, keys: Collection[str]) -> str:
+    """The key that names the component which a key belongs to; empty if there is none."""
+    path = key.removesuffix(".use").rpartition(".")[0]
+    while path and f"{path}.use" not in keys:
+        path = path.rpartition(".")[0]
+    return path and f"{path}.use"
