@@ -9,25 +9,30 @@ Three ways to the same loss, each with a batch of 64, 16,384 negatives and 128 d
 - vectors: 1 + K vectors are gathered for each image, as the literature's code does.
 
 For the last two the negatives are drawn beforehand, which is not counted. The three take turns; the
-table has the median over rounds, least and greatest, and the ratios round by round.
+table has the median over rounds, least and greatest, and the ratios round by round. Before that the
+first is alone: the table has what it holds in memory at peak, from when its banks are made until it
+has done some steps (sampled as in memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
 import torch
 from contestants.plain import Contrast
 from kdzoo_plugins.losses.crd import CRD
-from result import Result, add_output, paired, spread
+from memory import Peak
+from result import Cell, Result, add_output, paired, spread
 from torch import Tensor
 
 import kdzoo
 
 BANKS = (50_000, 200_000, 1_281_167)
 BATCH, NEGATIVES, FEATURE = 64, 16_384, 64
+Step = Callable[[], None]
 
 
 class WholeBank(Contrast):
@@ -43,11 +48,9 @@ class WholeBank(Contrast):
         return total
 
 
-def ways(samples: int, classes: int) -> dict[str, Callable[[], None]]:
-    """A step of each."""
-    targets = torch.arange(samples) % classes
-    features = torch.randn(BATCH, FEATURE, requires_grad=True), torch.randn(BATCH, FEATURE)
-    indices = torch.randperm(samples)[:BATCH]
+def block(features: tuple[Tensor, Tensor], indices: Tensor, targets: Tensor) -> Step:
+    """A step of kdzoo's, with banks for the samples that the targets are of."""
+    samples, classes = len(targets), int(targets.max()) + 1
     empty = torch.zeros(BATCH, classes)
     student, teacher = (kdzoo.Outputs(empty, {"penultimate": value}) for value in features)
     batch = kdzoo.Batch(empty, targets[indices], indices, torch.ones(BATCH), progress=0.0)
@@ -55,18 +58,29 @@ def ways(samples: int, classes: int) -> dict[str, Callable[[], None]]:
     loss = CRD(CRD.Params(negatives=NEGATIVES))
     loss.targets = targets
     loss.setup(shapes, shapes, classes, samples)
+    return lambda: loss(student, teacher, batch).mean().backward()
+
+
+def others(features: tuple[Tensor, Tensor], indices: Tensor, samples: int) -> dict[str, Step]:
+    """A step of each of the others."""
     contrast = torch.cat([indices[:, None], torch.randint(samples, (BATCH, NEGATIVES))], 1)
-    others = {
+    made = {
         name: kind(FEATURE, FEATURE, samples)
         for name, kind in (("bank", WholeBank), ("vectors", Contrast))
     }
     return {
-        "block": lambda: loss(student, teacher, batch).mean().backward(),
-        **{
-            name: lambda other=other: other(*features, indices, contrast).backward()
-            for name, other in others.items()
-        },
+        name: lambda other=other: other(*features, indices, contrast).backward()
+        for name, other in made.items()
     }
+
+
+def peak(features: tuple[Tensor, Tensor], indices: Tensor, targets: Tensor) -> float:
+    """MB at peak of kdzoo's, more than before."""
+    with Peak(os.getpid()) as watched:
+        step = block(features, indices, targets)
+        for _ in range(3):
+            step()
+    return watched.megabytes
 
 
 def main() -> None:
@@ -82,10 +96,18 @@ def main() -> None:
     torch.manual_seed(0)
     result = Result(args, f"{args.threads} threads")
     result.table(
-        "CRD's contrast, by rows of a bank", "block, ms", "bank / block", "vectors / block"
+        "CRD's contrast, by rows of a bank",
+        *("block, ms", "bank / block", "vectors / block", "block, MB at peak"),
     )
     for samples in args.banks:
-        steps = ways(samples, 1000 if samples > BANKS[0] else 100)
+        targets = torch.arange(samples) % (1000 if samples > BANKS[0] else 100)
+        features = torch.randn(BATCH, FEATURE, requires_grad=True), torch.randn(BATCH, FEATURE)
+        indices = torch.randperm(samples)[:BATCH]
+        megabytes = peak(features, indices, targets)
+        steps = {
+            "block": block(features, indices, targets),
+            **others(features, indices, samples),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for number in range(-1, args.rounds):
             for name, step in steps.items():
@@ -93,11 +115,12 @@ def main() -> None:
                 step()
                 if number >= 0:
                     seconds[name].append(time.perf_counter() - begun)
-        block = seconds["block"]
+        ours = seconds["block"]
         result.row(
             f"{samples:,}",
-            spread([1000 * value for value in block], 1),
-            *(paired(seconds[name], block, 1) for name in ("bank", "vectors")),
+            spread([1000 * value for value in ours], 1),
+            *(paired(seconds[name], ours, 1) for name in ("bank", "vectors")),
+            Cell(f"{megabytes:.0f}", (megabytes,)),
         )
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kdzoo.extend.contracts import RunInfo as RunInfo
     from kdzoo.extend.contracts import Shapes as Shapes
     from kdzoo.extend.contracts import TeachingCurves as TeachingCurves
+    from kdzoo.extend.gathering import gathered as gathered
     from kdzoo.extend.hookspecs import API_VERSION as API_VERSION
     from kdzoo.extend.hookspecs import hookimpl as hookimpl
     from kdzoo.extend.ranges import Choices as Choices
@@ -109,6 +110,7 @@ _HOMES = {
         "Shapes",
         "TeachingCurves",
     ],
+    "kdzoo.extend.gathering": ["gathered"],
     "kdzoo.extend.hookspecs": ["API_VERSION", "hookimpl"],
     "kdzoo.extend.ranges": ["Choices", "Range"],
     "kdzoo.extend.registry": ["register"],

@@ -70,28 +70,29 @@ class _StreamedSplit(Split):
         self._augmentation = augmentation
 
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
-        step, order = min(chunk, _PLAIN), torch.arange(len(self))
-        return self._pass([order[i : i + step] for i in range(0, len(self), step)], _plain)
+        step, count = min(chunk, _PLAIN), len(self)
+        sizes = [min(step, count - start) for start in range(0, count, step)]
+        return self._pass(torch.arange(count), sizes, _plain)
 
     def augmented(
         self, order: Tensor, sizes: Sequence[int], epoch: int
     ) -> Generator[View, None, None]:
         views = _Random(self._augmentation, epoch, self._owner.decoder)
-        return self._pass(torch.split(order, list(sizes)), views)
+        return self._pass(order, list(sizes), views)
 
     def _pass(
-        self, batches: Sequence[Tensor], transform: _Transform
+        self, order: Tensor, sizes: list[int], transform: _Transform
     ) -> Generator[View, None, None]:
         device = self._owner.device
         workers = self._owner.workers
         if workers is None:
             workers = min(cores(), _WORKERS)
-        workers = min(workers, len(batches))
-        rows = self.indices.cpu()
+        workers = min(workers, len(sizes))
+        there = order.to(device)  # all of it now: each step would wait for its part
         loader = DataLoader(
             _Reader(self._owner.decoder, self._images, transform),
             batch_size=None,
-            sampler=[rows[batch].tolist() for batch in batches],
+            sampler=_lists(self.indices.cpu()[order], sizes),
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
@@ -102,8 +103,7 @@ class _StreamedSplit(Split):
         with _held_back():
             pixels = iter(loader)
         try:
-            for batch in batches:
-                batch = batch.to(device)
+            for batch in torch.split(there, sizes):
                 answer = _next(pixels)
                 if isinstance(answer, DataError):
                     raise answer
@@ -112,6 +112,11 @@ class _StreamedSplit(Split):
         finally:
             with _held_back():
                 del pixels  # the processes end with it, and a traceback would keep it
+
+
+def _lists(rows: Tensor, sizes: list[int]) -> list[list[int]]:
+    """Rows that are on the CPU, batch by batch."""
+    return [batch.tolist() for batch in torch.split(rows, sizes)]
 
 
 _Transform = Callable[[Decoder, Image.Image, int], Image.Image]

@@ -160,8 +160,8 @@ class Loss(Component, nn.Module, ABC):
         error. The engine multiplies row i by ``batch.weights[i]``, sums, and divides by B.
 
         Outputs may be float16 or bfloat16: compute and return float32 at least. In several
-        processes each has its own part of the batch; a loss that remembers samples gathers them,
-        so that its buffers stay the same everywhere.
+        processes each has its own part of the batch; a loss that remembers samples gathers them
+        (:func:`kdzoo.gathered`), so that its buffers stay the same everywhere.
         """
 
 

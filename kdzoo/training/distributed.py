@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from kdzoo.data.images import Images, own_rows
 from kdzoo.errors import KdzooError, ProcessError, RunError, SpecError
+from kdzoo.extend.gathering import shared_as
 from kdzoo.spec.models import Spec
 from kdzoo.training.whole_batch import WholeBatch
 
@@ -211,8 +212,12 @@ class _Several(Processes):
         }
         module.load_state_dict(self.shared(state))
 
-    def whole_batch(self, size: int) -> contextlib.AbstractContextManager[object]:
-        return WholeBatch(own_rows(size, self.rank, self.count), size)
+    @contextlib.contextmanager
+    def whole_batch(self, size: int) -> Iterator[None]:
+        parts = [own_rows(size, rank, self.count) for rank in range(self.count)]
+        sizes = [part.stop - part.start for part in parts]
+        with shared_as(sizes), WholeBatch(parts[self.rank], size):
+            yield
 
     def share(self, size: int) -> float:
         own = own_rows(size, self.rank, self.count)

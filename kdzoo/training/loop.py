@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from kdzoo.training.clock import LoaderClock
 from kdzoo.training.curves_file import curves_as_csv
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import Processes
+from kdzoo.training.looks import Looks
 from kdzoo.training.teacher_store import Taught, TeacherStore, nothing_known
 
 log = logging.getLogger("kdzoo")
@@ -176,26 +178,29 @@ class Trainer:
         sizes = self.images.sizes(batch_size)  # of the whole batches; a view has our rows of one
         window: list[Tensor] = []
         self.distiller.train()
-        # The views have no name here: an error keeps this frame, and would keep with it the
-        # processes that read ahead.
-        for number, (size, view) in enumerate(zip(sizes, self._views(batch_size), strict=True)):
-            # Seeded step by step: what a loss draws cannot shift the student's dropout, and a run
-            # that is continued draws what it would have drawn.
-            _reseed(stream(seed, "step", self.step), view.inputs.device)
-            progress, share = epoch + number / len(sizes), group.share(size)
-            with group.whole_batch(size), autocast(stage, view.inputs.device):
-                step = self.distiller(
-                    view.inputs, view.targets, view.indices, progress, taught(view)
-                )
-            optimizer.zero_grad()
-            (share * step.total).backward()
-            group.add_up([p.grad for p in parameters if p.grad is not None])
-            optimizer.step()
-            self.step += 1
-            window.append(share * _row(step))
-            if self.step % self.spec.log_every == 0 or number == len(sizes) - 1:
-                self._log(info, list(step.terms), window)
-                window = []
+        # What was looked at is shown however the epoch ends. The views have no name here: an error
+        # keeps this frame, and would keep with it the processes that read ahead.
+        with contextlib.closing(Looks(functools.partial(self._log, info))) as looks:
+            for number, (size, view) in enumerate(zip(sizes, self._views(batch_size), strict=True)):
+                # Seeded step by step: what a loss draws cannot shift the student's dropout, and a
+                # run that is continued draws what it would have drawn.
+                _reseed(stream(seed, "step", self.step), view.inputs.device)
+                progress, share = epoch + number / len(sizes), group.share(size)
+                with group.whole_batch(size), autocast(stage, view.inputs.device):
+                    step = self.distiller(
+                        view.inputs, view.targets, view.indices, progress, taught(view)
+                    )
+                optimizer.zero_grad()
+                (share * step.total).backward()
+                group.add_up([p.grad for p in parameters if p.grad is not None])
+                optimizer.step()
+                self.step += 1
+                window.append(share * _row(step))
+                if self.step % self.spec.log_every == 0 or number == len(sizes) - 1:
+                    rows = torch.stack(window)
+                    group.add_up([rows])
+                    looks.add(list(step.terms), self.step - len(window) + 1, rows)
+                    window = []
 
     def _views(self, batch_size: int) -> Iterator[View]:
         """Our part of each batch of this epoch."""
@@ -215,13 +220,11 @@ class Trainer:
         for view in itertools.islice(self.images.validation.plain(), group.rank, None, group.count):
             self.distiller.validate(view.inputs, view.targets, view.indices)
 
-    def _log(self, info: RunInfo, terms: list[str], window: list[Tensor]) -> None:
-        """Bring some steps' numbers to the host in one copy, check them, show them."""
+    def _log(
+        self, info: RunInfo, terms: list[str], first: int, values: npt.NDArray[np.float32]
+    ) -> None:
+        """Check the numbers of some steps (steps, 1 + terms), and show them."""
         names = ["loss/total", *(f"loss/{term}" for term in terms)]
-        first = self.step - len(window) + 1
-        rows = torch.stack(window)
-        self.processes.add_up([rows])
-        values = rows.cpu().numpy()
         finite = np.isfinite(values)
         if not finite.all():
             row = int(np.argmin(finite.all(1)))

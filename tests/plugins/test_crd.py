@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.multiprocessing
 from kdzoo_plugins.losses.crd import CRD, ContrastMemory
 from pictures import write_mnist, write_pictures
 from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdzoo
 from kdzoo.pipeline import run
@@ -188,7 +189,11 @@ def drawn(loss: CRD, anchors: Tensor, times: int = 1) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("targets", [torch.arange(40) % 4, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize(
+    "targets",
+    [torch.arange(40) % 4, UNEVEN, torch.arange(100) % 20],
+    ids=["even", "uneven", "many"],  # of many rows not all are looked at
+)
 def test_negatives_are_of_other_classes_each_once_and_uniform(targets: Tensor) -> None:
     torch.manual_seed(0)
     loss = set_up(targets)
@@ -216,6 +221,35 @@ def test_each_step_has_negatives_of_its_own() -> None:
     found = drawn(set_up(torch.arange(400) % 4), torch.zeros(3, dtype=torch.int64), times=20)
     assert (found[:, 0] == found[:, 1]).all()  # images of one class share them
     assert len(found[:, 0].unique(dim=0)) > 15
+
+
+class Largest(TorchDispatchMode):
+    """Finds the results of operations that are as large as the bank, but for the buffers."""
+
+    def __init__(self, rows: int, buffers: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.known = {buffer.untyped_storage().data_ptr() for buffer in buffers}
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        answer = operation(*args, **(kwargs or {}))
+        for result in answer if isinstance(answer, (list, tuple)) else [answer]:
+            large = isinstance(result, Tensor) and result.numel() >= self.rows
+            if large and result.untyped_storage().data_ptr() not in self.known:
+                self.found.append(str(operation))
+        return answer
+
+
+@pytest.mark.parametrize("mode", ["exact", "relax"])
+def test_no_step_touches_the_whole_bank(mode: str) -> None:
+    targets, indices = torch.arange(20_000) % 2000, torch.tensor([3, 17, 20])
+    loss = set_up(targets, mode=mode)
+    with Largest(len(targets), loss.buffers()) as largest:
+        loss(*outputs(loss, 3), batch(indices, targets)).sum().backward()
+    assert not largest.found
 
 
 def test_negatives_come_again_only_where_there_are_too_few() -> None:
@@ -250,6 +284,24 @@ def test_positives() -> None:
     targets = targets.sort().values  # as the memories keep them
     assert (targets[found] == own[:, None]).all()
     assert all(len(set(row.tolist())) == 10 for row in found)
+
+
+def test_positives_of_a_class_are_uniform_and_each_image_has_its_own() -> None:
+    targets = torch.arange(30) % 3
+    loss, own = set_up(targets, mode="relax"), torch.tensor([0, 0, 2])
+    rows = loss.row[torch.tensor([3, 9, 2])]
+    torch.manual_seed(0)
+    found = torch.stack([loss.positives(rows, own) for _ in range(5000)], 1)
+    for drawn_rows, label in zip(found, own.tolist(), strict=True):
+        counts = drawn_rows.bincount(minlength=30)[10 * label : 10 * label + 10]
+        assert (counts - 500).abs().max() < 5 * math.sqrt(500)
+    # Two images of a class meet the same one as often as chance has it.
+    assert abs(int((found[0] == found[1]).sum()) - 500) < 5 * math.sqrt(500)
+    answers = []
+    for order in ([0, 1, 2], [2, 0, 1], [1]):
+        torch.manual_seed(1)
+        answers.append(dict(zip(order, loss.positives(rows[order], own[order]), strict=True)))
+    assert all(answers[0][i] == value for answer in answers for i, value in answer.items())
 
 
 def outputs(loss: CRD, rows: int) -> tuple[kdzoo.Outputs, kdzoo.Outputs]:

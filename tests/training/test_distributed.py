@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, distributed, nn
 
 import kdzoo
+from kdzoo.extend.gathering import shared_as
 from kdzoo.testing.processes import in_two_processes
 from kdzoo.training.whole_batch import WholeBatch
 
@@ -76,11 +77,18 @@ def trained(
                 distiller._measure, fullgraph=True, backend="aot_eager"
             )
         optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)
-        own = slice(size * rank // processes, size * (rank + 1) // processes)
+        parts = [
+            slice(size * r // processes, size * (r + 1) // processes) for r in range(processes)
+        ]
+        own, sizes = parts[rank], [part.stop - part.start for part in parts]
         for step in range(4):
             torch.manual_seed(step)
             rows = ((torch.arange(size) + 7 * step) % ROWS)[own]
-            with WholeBatch(own, size) if processes > 1 else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if processes > 1:
+                    stack.enter_context(WholeBatch(own, size))
+                if compiled or step % 2:  # else the processes tell each other
+                    stack.enter_context(shared_as(sizes))
                 total = distiller(images[rows], targets[rows], rows, 0.0).total
             optimizer.zero_grad()
             (len(rows) / size * total).backward()

@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 import kdzoo
@@ -16,6 +16,7 @@ __all__ = ["CRD", "ContrastMemory"]
 
 _EPSILON = 1e-7
 _LEAST_TEMPERATURE = 0.02
+_LOTS = 1 << 32
 
 
 @torch.library.custom_op(
@@ -80,8 +81,9 @@ class ContrastMemory(nn.Module):
         self.temperature = temperature
         self.momentum = momentum
         for name in ("memory_student", "memory_teacher"):
-            bank = torch.rand(num_samples, dimensions) * 2 - 1  # of length 1 on average
-            self.register_buffer(name, bank * math.sqrt(3 / dimensions))
+            # Of length 1 on average. In place: a copy of a large bank is a large one.
+            bank = torch.rand(num_samples, dimensions).mul_(2).sub_(1)
+            self.register_buffer(name, bank.mul_(math.sqrt(3 / dimensions)))
         self.register_buffer("normalizers", torch.zeros(2))
 
     def forward(
@@ -143,7 +145,7 @@ class ContrastMemory(nn.Module):
                 means = torch.stack(sums, 1) / (1 + negatives)
             entering = [rows, student.detach(), teacher.detach(), means]
             if self.training:
-                entering = _of_all_processes(entering)
+                entering = kdzoo.gathered(entering)
             normalizers = self._normalizers(entering.pop())
             noise = negatives / len(self.memory_student)
             loss = sum(
@@ -257,6 +259,7 @@ class CRD(kdzoo.Loss):
         if not fewest_others:
             raise kdzoo.SpecError("needs images of two classes at least to contrast")
         self.plenty = fewest_others >= self.params.negatives
+        self.block_size = min(total, self.params.negatives + self.most)
         self.contrast = ContrastMemory(
             math.prod(student_shapes.features[pair.student]),
             math.prod(teacher_shapes.features[pair.teacher]),
@@ -301,9 +304,9 @@ class CRD(kdzoo.Loss):
         """(B,), the row of each sample's positive."""
         if self.params.mode == "exact":
             return rows
-        # Drawn for each row, so that a sample's does not depend on its place in the batch.
-        lots = torch.rand(len(self.label), device=targets.device)[rows]
-        return self.start[targets] + (lots * self.count[targets]).long()
+        # A function of the row, so that a sample's does not depend on its place in the batch.
+        lots = _hashed(rows, torch.randint(_LOTS, (1,), device=targets.device))
+        return self.start[targets] + lots * self.count[targets] // _LOTS
 
     def negatives(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """A random block of rows (M,), and how often each is a sample's negative (B, M).
@@ -312,8 +315,8 @@ class CRD(kdzoo.Loss):
         uniformly and each once, where there are so many; else any of them, several times. Samples
         of one class share them all: no value depends on a sample's place in the batch.
         """
-        wanted, total = self.params.negatives, len(self.label)
-        block = torch.randperm(total, device=targets.device)[: wanted + self.most]
+        wanted = self.params.negatives
+        block = _different(self.block_size, len(self.label), targets.device)
         others = self.label[block] != targets[:, None]
         once = others & (others.cumsum(1, dtype=torch.int32) <= wanted)
         counts = once.to(self.contrast.memory_student.dtype)
@@ -323,6 +326,42 @@ class CRD(kdzoo.Loss):
             again = torch.searchsorted(others.cumsum(1), 1 + lots)
             counts = torch.where(known >= wanted, counts, _counted(again, torch.zeros_like(counts)))
         return block, counts
+
+
+def _different(count: int, total: int, device: torch.device) -> Tensor:
+    """(count,), different rows below ``total`` in random order, without touching all of them where
+    there are many.
+
+    What comes first among independent draws, each row when it comes for the first time, is such an
+    order. The number of draws is fixed, so that nothing waits for the device. With a probability
+    below 1e-15 it is too small, and a row comes twice.
+    """
+    if total < 8 * count:  # measured: then an order of all is drawn as fast
+        return torch.randperm(total, device=device)[:count]
+    # Draws until so many are different: the mean, and ten standard deviations.
+    share = count / total
+    mean, variance = -math.log1p(-share), share / (1 - share) + math.log1p(-share)
+    number = math.ceil(total * mean + 10 * math.sqrt(total * variance)) + 16
+    draws = torch.randint(total, (number,), device=device)
+    ordered, place = draws.sort(stable=True)
+    fresh = functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
+    first = torch.empty_like(fresh).scatter(0, place, fresh)
+    rank = first.cumsum(0) - 1
+    rank = torch.where(first & (rank < count), rank, count)  # all others at the end, cut off
+    return draws[: count + 1].scatter(0, rank, draws)[:count]
+
+
+def _hashed(rows: Tensor, key: Tensor) -> Tensor:
+    """(B,), a number for each row, another one for each ``key`` (1,); keys and numbers are in
+    [0, 2**32)."""
+    return _mixed(_mixed(rows + 0x9E3779B9) ^ key)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A 32-bit avalanche in the low half of int64, one to one."""
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) & (_LOTS - 1)
+    return x ^ (x >> 16)
 
 
 def _counted(places: Tensor, zeros: Tensor) -> Tensor:
@@ -356,23 +395,6 @@ def _embedded(embed: nn.Module, feature: Tensor) -> Tensor:
     """(B, D), of length 1."""
     embedded: Tensor = embed(at_least_single(feature))
     return functional.normalize(embedded)
-
-
-def _of_all_processes(parts: list[Tensor]) -> list[Tensor]:
-    """The rows (B, ...) of all processes, one after the other; in one process those given."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return parts
-    own = torch.tensor([len(parts[0])], device=parts[0].device)
-    counts = [torch.zeros_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, own)
-    sizes = [int(count) for count in counts]  # the last batches may differ
-    gathered = []
-    for part in parts:
-        padded = torch.cat([part, part.new_zeros(max(sizes) - len(part), *part.shape[1:])])
-        others = [torch.zeros_like(padded) for _ in sizes]
-        distributed.all_gather(others, padded)
-        gathered.append(torch.cat([o[:size] for o, size in zip(others, sizes, strict=True)]))
-    return gathered
 
 
 @kdzoo.hookimpl
