@@ -24,7 +24,14 @@ import kdzoo
 from kdzoo import errors
 from kdzoo.cli import app
 from kdzoo.extend.component import Component
-from kdzoo.extend.describe import loss_defaults, prose, shown_value, signature, type_words
+from kdzoo.extend.describe import (
+    loss_defaults,
+    model_layers,
+    prose,
+    shown_value,
+    signature,
+    type_words,
+)
 from kdzoo.extend.hookspecs import HOOKS, Hooks
 from kdzoo.extend.registry import registry
 from kdzoo.spec import models
@@ -167,8 +174,8 @@ def components(kind: str) -> str:
         if issubclass(cls, kdzoo.Loss):
             parts.append(loss_defaults(cls))
         schema = cls.Params.model_json_schema()
-        if issubclass(cls, kdzoo.ModelSource) and not schema.get("required"):
-            parts.append(_layers(cls().layers()))
+        if issubclass(cls, kdzoo.ModelSource):
+            parts.append(model_layers(cls))
         if issubclass(cls, kdzoo.ClassPolicy) and name != "tllm":
             same = _taken_out(schema, registry().find(kind, "tllm").Params.model_json_schema())
             if same:
@@ -177,15 +184,6 @@ def components(kind: str) -> str:
             parts.append(_table(schema, schema.get("$defs", {})))
         parts.append(f"In `{cls.__module__}`.")
     return "\n\n".join(parts)
-
-
-def _layers(layers: kdzoo.Layers) -> str:
-    """What the layers are that a model declares by short names."""
-    said = [f"{number} is `{path}`" for number, path in enumerate(layers.stages)]
-    return (
-        f"Network stages: {', '.join(said) or 'none'}; `penultimate` is `{layers.penultimate}`, "
-        f"`head` is `{layers.head}`."
-    )
 
 
 def _taken_out(schema: _Schema, other: _Schema) -> list[str]:

@@ -7,6 +7,7 @@ at their first use, so that ``import kdzoo`` and ``kdzoo --help`` need no torch.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -125,12 +126,23 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME_OF, "__version__"])
 
+_DEPRECATED: dict[str, tuple[str, str]] = {}
+"""Names that still work: what each is called now, and the version in which the old name goes."""
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("kdzoo")
+    if name in _DEPRECATED:
+        new, end = _DEPRECATED[name]
+        warnings.warn(
+            f"kdzoo.{name} is kdzoo.{new} now; the old name goes in version {end}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return __getattr__(new)  # not kept under the old name: each use warns
     if name not in _HOME_OF:
         raise AttributeError(f"module 'kdzoo' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

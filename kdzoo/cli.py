@@ -257,8 +257,8 @@ def show(
     """Tell what a component is: its source, its params, how a spec uses it, where it lives."""
     from dataclasses import asdict
 
-    from kdzoo.extend.bases import Loss
-    from kdzoo.extend.describe import example, loss_defaults, params_of, prose
+    from kdzoo.extend.bases import Loss, ModelSource
+    from kdzoo.extend.describe import example, loss_defaults, model_layers, params_of, prose
     from kdzoo.extend.registry import registry
 
     _add(plugin)
@@ -267,12 +267,14 @@ def show(
         owner = registry().owner(component)
         module = sys.modules[component.__module__]
         defaults = loss_defaults(component).replace("`", "") if issubclass(component, Loss) else ""
+        layers = model_layers(component) if issubclass(component, ModelSource) else ""
         described.append(
             {
                 "kind": component.kind,
                 "name": component.name,
                 "description": prose(component),
                 "defaults": defaults,
+                "layers": layers.replace("`", ""),
                 "params": [asdict(param) for param in params_of(component)],
                 "example": example(component),
                 "plugin": owner.name,
@@ -287,8 +289,8 @@ def show(
         return
     for number, what in enumerate(described):
         print("\n" * bool(number) + f"{what['kind']} {what['name']}\n\n{what['description']}")
-        if what["defaults"]:
-            print(f"\n{what['defaults']}")
+        for said in filter(None, (what["defaults"], what["layers"])):
+            print(f"\n{said}")
         print("\nParams:" if what["params"] else "\nIt has no params.")
         for param in what["params"]:
             required = param["default"] == "required"

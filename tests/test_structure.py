@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -123,6 +124,25 @@ def test_every_public_name_loads() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Los'"):
         kdzoo.Los  # noqa: B018
     assert kdzoo.testing.__all__ == ["Result", "conformance", "run_checks"]
+
+
+@pytest.mark.parametrize("use", ["kdzoo.Ancient", "from kdzoo import Ancient"])
+def test_a_name_that_is_to_go_still_works_and_warns(
+    use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kdzoo._DEPRECATED, "Ancient", ("Params", "0.3"))
+    found: dict[str, object] = {"kdzoo": kdzoo}
+    for _ in range(2):  # each use warns, not the first alone
+        with pytest.warns(DeprecationWarning, match="Ancient") as warned:
+            exec(compile(use if " " in use else f"Ancient = {use}", "theirs.py", "exec"), found)
+        assert found["Ancient"] is kdzoo.Params
+        said = {(str(warning.message), warning.filename) for warning in warned}
+        wanted = "kdzoo.Ancient is kdzoo.Params now; the old name goes in version 0.3"
+        assert said == {(wanted, "theirs.py")}
+    assert "Ancient" not in kdzoo.__all__
+    for new, end in kdzoo._DEPRECATED.values():
+        assert new in kdzoo.__all__
+        assert re.fullmatch(r"\d+\.\d+", end)
 
 
 def test_type_checkers_see_the_public_names() -> None:

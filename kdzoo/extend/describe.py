@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdzoo.extend.bases import Loss
+from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.component import Component
 from kdzoo.extend.ranges import Choices, Range
 
@@ -18,6 +18,7 @@ __all__ = [
     "ParamWords",
     "example",
     "loss_defaults",
+    "model_layers",
     "params_of",
     "prose",
     "shown_value",
@@ -93,6 +94,20 @@ def loss_defaults(loss: type[Loss]) -> str:
     if loss.needs_indices:
         said.append("remembers samples")
     return f"By default: {'; '.join(said)}."
+
+
+def model_layers(source: type[ModelSource]) -> str:
+    """What the layers are that a model names, with its params at their defaults."""
+    if any(field.is_required() for field in source.Params.model_fields.values()):
+        return "Which layers it has depends on its params."
+    try:
+        layers = source().layers()
+    except Exception:  # valid for what build returned alone, and nothing was built
+        return "Which layers it has is known once it is built."
+    stages = [f"{number} is `{path}`" for number, path in enumerate(layers.stages)]
+    outer = [("penultimate", layers.penultimate), ("head", layers.head)]
+    named = ", ".join(f"`{name}` is `{path}`" for name, path in outer if path)
+    return f"Network stages: {', '.join(stages) or 'none'}{named and f'; {named}'}."
 
 
 def example(component: type[Component]) -> str:

@@ -24,9 +24,10 @@ from kdzoo.spec.read import read_losses
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
 from kdzoo.testing.modules import (
     close,
-    compiled,
+    gradients,
     need_compiler,
     on_a_gpu,
+    refuse_another_when_compiled,
     refuse_stray_tensors,
     refuse_unregistered,
     same,
@@ -38,6 +39,7 @@ from kdzoo.testing.scene import (
     CLASSES,
     ROWS,
     SAMPLES,
+    Columns,
     Labels,
     Net,
     Same,
@@ -428,6 +430,7 @@ class LossChecks(Checks[Loss]):
                 indices=there(given.batch.indices),
                 weights=there(given.batch.weights),
                 progress=0.0,
+                columns=there(torch.ones(CLASSES)) if self.component.takes_columns else None,
             )
             return moved.student, moved.teacher, batch
 
@@ -448,14 +451,16 @@ class LossChecks(Checks[Loss]):
 
     def compiled(self) -> None:
         """A step with it is compiled as one graph, with the same gradients (``aot_eager``)."""
-        self._compiled("aot_eager")
+        self._compiled("aot_eager", masked=False)
+        if self.component.takes_columns:
+            self._compiled("aot_eager", masked=True)
 
     @slow
     @sometimes
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
         need_compiler()
-        self._compiled("inductor")
+        self._compiled("inductor", masked=self.component.takes_columns)
 
     @sometimes
     def two_processes(self) -> None:
@@ -640,26 +645,20 @@ class LossChecks(Checks[Loss]):
                 f"its gradient is not finite for large outputs in {dtype}",
             )
 
-    def _compiled(self, backend: str) -> None:
-        plain, other = self._distiller().train(), self._distiller().train()
-        wanted = _two_steps(plain, plain)
-        torch.compiler.reset()
-        try:
-            got = _two_steps(compiled(other, backend), other)
-        except Exception as error:
-            reason = str(error).strip().splitlines()
-            raise ContractError(
-                "a step with it cannot be compiled as one graph: "
-                f"{type(error).__name__}: {reason[0] if reason else ''}"
-            ) from error
-        finally:
-            torch.compiler.reset()
-        apart = [what for what, value in wanted.items() if not close(got[what], value)]
-        require(
-            not apart,
-            f"compiled, it is another function: {', '.join(apart)} differ. What the backward pass "
-            "reads of a buffer must not be overwritten in the step, and a copy is none there: let "
-            "an operation of your own (torch.library.custom_op) take it",
+    def _compiled(self, backend: str, *, masked: bool) -> None:
+        def made() -> Distiller:
+            distiller = self._distiller().train()
+            if masked:
+                distiller.begin_stage(distiller.terms, Columns())
+            return distiller
+
+        refuse_another_when_compiled(
+            made,
+            _two_steps,
+            backend,
+            f"a step with it{' under columns' * masked}",
+            "What the backward pass reads of a buffer must not be overwritten in the step, and a "
+            "copy is none there: let an operation of your own (torch.library.custom_op) take it",
         )
 
 
@@ -675,15 +674,8 @@ def _two_steps(module: Callable[..., Any], distiller: Distiller) -> dict[str, Te
         answer = seeded(number, lambda: module(inputs, targets, indices, 0.0))
         answer.total.backward()
         found[f"the total of step {number}"] = answer.total.detach()[None]
-        # All of a part on one scale, since some are rounding alone.
         for whose, part in (("the student's", distiller.student), ("its own", distiller.losses)):
-            # A compiled step gives 0 to what has no gradient.
-            gradients = [
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                for parameter in part.parameters()
-            ]
-            flat = torch.cat([torch.zeros(1), *(gradient.flatten() for gradient in gradients)])
-            found[f"{whose} gradients of step {number}"] = flat
+            found[f"{whose} gradients of step {number}"] = gradients(part)
         optimizer.step()
     return found
 

@@ -15,8 +15,8 @@ from kdzoo.distill.terms import Term
 from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.contracts import Batch, Layer, LayerPair, Layers, Normalization, Outputs
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
-from kdzoo.testing.modules import close, same, seeded
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
+from kdzoo.testing.modules import close, gradients, refuse_another_when_compiled, same, seeded
 from kdzoo.testing.scene import Labels
 
 __all__ = ["ModelChecks"]
@@ -254,6 +254,19 @@ class ModelChecks(Checks[ModelSource]):
     def bfloat16(self) -> None:
         """Finite in bfloat16 under autocast."""
         self._under_autocast(torch.bfloat16)
+
+    @slow
+    def compiled(self) -> None:
+        """It is compiled as one graph, with the same gradients (``aot_eager``)."""
+
+        def measure(call: Callable[..., Tensor], model: nn.Module) -> dict[str, Tensor]:
+            logits = seeded(1, lambda: call(self._images(4)))
+            nn.functional.cross_entropy(logits, torch.arange(4) % self.num_classes).backward()
+            return {"its logits": logits.detach(), "its gradients": gradients(model)}
+
+        refuse_another_when_compiled(
+            lambda: self._build()[1].train(), measure, "aot_eager", "the model"
+        )
 
     def as_student_and_teacher(self) -> None:
         """One build teaches another in a Distiller, and stays as it was."""

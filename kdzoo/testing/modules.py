@@ -19,9 +19,10 @@ from kdzoo.training.environment import missing_compiler
 
 __all__ = [
     "close",
-    "compiled",
+    "gradients",
     "need_compiler",
     "on_a_gpu",
+    "refuse_another_when_compiled",
     "refuse_stray_tensors",
     "refuse_unregistered",
     "same",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(seed: int, work: Callable[[], T]) -> T:
@@ -69,10 +71,53 @@ def need_compiler() -> None:
         raise NotApplicable("there is no C++ compiler (g++, or what CXX names)")
 
 
-def compiled(module: nn.Module, backend: str) -> Callable[..., Any]:
-    """A module as one compiled graph, which draws the numbers that it would draw without."""
+def gradients(module: nn.Module) -> Tensor:
+    """The gradients of all its parameters in one row, on whose scale some are rounding alone. A
+    compiled step gives 0 to what has none."""
+    values = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in module.parameters()
+    ]
+    return torch.cat([torch.zeros(1), *(value.flatten() for value in values)])
+
+
+def refuse_another_when_compiled(
+    make: Callable[[], M],
+    measure: Callable[[Callable[..., Any], M], Mapping[str, Tensor]],
+    backend: str,
+    what: str,
+    advice: str = "",
+) -> None:
+    """Hold a module that is compiled as one graph against the plain one.
+
+    Args:
+        make: a new module, the same each time.
+        measure: from what is called, and the module that it is, to tensors by what they are.
+        backend: torch.compile's.
+        what: the module, for the message.
+        advice: what is said where it differs.
+
+    Raises:
+        ContractError: it cannot be compiled as one graph, or is another function then.
+    """
+    plain, other = make(), make()
+    wanted = measure(plain, plain)
+    # Compiled, it draws the numbers that it would draw without.
     options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
-    return torch.compile(module, fullgraph=True, backend=backend, options=options)
+    torch.compiler.reset()
+    try:
+        got = measure(torch.compile(other, fullgraph=True, backend=backend, options=options), other)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ContractError(
+            f"{what} cannot be compiled as one graph: "
+            f"{type(error).__name__}: {reason[0] if reason else ''}"
+        ) from error
+    finally:
+        torch.compiler.reset()
+    apart = [n for n, value in wanted.items() if n not in got or not close(got[n], value)]
+    differ = f"compiled, {what} is another function: {', '.join(apart)} differ"
+    require(not apart, f"{differ}. {advice}" if advice else differ)
 
 
 def stored(what: str, state: Any) -> Any:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdzoo.distill.distiller import Distiller
-from kdzoo.extend.bases import Adapter, DataSource, Loss, ModelSource
-from kdzoo.extend.contracts import Batch, ImageData, Layer, Layers, Outputs
+from kdzoo.extend.bases import Adapter, ClassPolicy, DataSource, Loss, ModelSource
+from kdzoo.extend.contracts import (
+    Batch,
+    ClassWeights,
+    ImageData,
+    Layer,
+    Layers,
+    Outputs,
+    TeachingCurves,
+)
 from kdzoo.seeds import stream
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "IMAGE",
     "ROWS",
     "SAMPLES",
+    "Columns",
     "Labels",
     "Net",
     "Nets",
@@ -115,6 +125,22 @@ class Same(Adapter):
     def forward(self, feature: Tensor) -> Tensor:
         """See :meth:`kdzoo.Adapter.forward`."""
         return feature
+
+
+class Columns(ClassPolicy):
+    """Leaves the more of a class in the soft targets of the others, the later it comes."""
+
+    name = "kdzoo-testing-columns"
+    sets_columns = True
+
+    def initial(self, num_classes: int) -> ClassWeights:
+        """See :meth:`kdzoo.ClassPolicy.initial`."""
+        ones = np.ones(num_classes)
+        return ClassWeights(ones, ones, columns=np.linspace(0, 1, num_classes))
+
+    def update(self, curves: TeachingCurves) -> ClassWeights:
+        """See :meth:`kdzoo.ClassPolicy.update`."""
+        return self.initial(len(curves.classes))
 
 
 class Nets(ModelSource):

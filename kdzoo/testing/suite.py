@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,11 +15,15 @@ from kdzoo.errors import did_you_mean
 from kdzoo.extend.component import Component
 from kdzoo.testing.adapters import AdapterChecks
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, Result
+from kdzoo.testing.count import Count
 from kdzoo.testing.datasets import DatasetChecks
 from kdzoo.testing.losses import LossChecks
 from kdzoo.testing.models import ModelChecks
 from kdzoo.testing.observers import ObserverChecks
 from kdzoo.testing.policies import PolicyChecks
+
+if TYPE_CHECKING:  # kdzoo itself does not need it
+    import pytest
 
 __all__ = ["KINDS", "conformance", "run_checks"]
 
@@ -57,7 +61,8 @@ def conformance(
             pass
 
     The tests are called ``test_`` and the check's name. Those that take seconds carry pytest's
-    mark ``slow``.
+    mark ``slow``. At its end pytest says how many checks of each suite ran, and fails where none
+    did although all were chosen.
 
     Args:
         component: the class to be checked.
@@ -91,6 +96,17 @@ def conformance(
             test.__qualname__ = f"{cls.__qualname__}.test_{name}"
             test.__module__ = cls.__module__
             setattr(cls, f"test_{name}", test)
+        theirs = getattr(cls, "pytest_generate_tests", None)
+
+        def pytest_generate_tests(self: object, metafunc: pytest.Metafunc) -> None:
+            """What pytest calls where it collects the class."""
+            checks = dict(plan.checks.methods())
+            slow = [f"test_{name}" for name, check in checks.items() if _is_slow(check)]
+            Count.expect(metafunc, [f"test_{name}" for name in checks], slow)
+            if theirs is not None:
+                theirs(self, metafunc)
+
+        setattr(cls, "pytest_generate_tests", pytest_generate_tests)  # noqa: B010
         # Whatever pytest is told that classes of tests are called; mypy knows no such attribute.
         setattr(cls, "__test__", True)  # noqa: B010
         return cls
@@ -194,7 +210,7 @@ class _Plan:
 
     def as_test(self, name: str, check: Callable[..., None]) -> Callable[..., None]:
         """The check as a test of pytest's."""
-        import pytest  # here alone: kdzoo itself does not need it
+        import pytest
 
         def test(self: object, tmp_path: Path) -> None:
             result = plan.run(name, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,21 @@ DEEPER = {
 
 def suite(kind: str, name: str) -> type:
     tests = type(f"Test {kind} {name}", (), {"__module__": __name__})
-    if name in DEEPER:
-        tests = pytest.mark.slow(tests)
     small = {"input_shape": (3, 8, 8)} if kind == "model" else {}
     settings = small | SETTINGS.get((kind, name), {})
-    return conformance(registry().find(kind, name), **settings)(tests)
+    tests = conformance(registry().find(kind, name), **settings)(tests)
+    if name in DEEPER:
+        pytest.mark.skip(reason="a sibling is compiled")(tests.test_compiled)  # type: ignore[attr-defined]
+        tests = pytest.mark.slow(tests)
+    return tests
 
 
-globals().update({f"Test {kind} {name}": suite(kind, name) for kind, name in FOUND})
+TIMM = ("model", "timm")
+MISSING = {TIMM} if find_spec("timm") is None else set()
+
+for kind, name in FOUND:
+    if (kind, name) not in MISSING:
+        globals()[f"Test {kind} {name}"] = suite(kind, name)
 
 
 @conformance(registry().find("loss", "crd"))
@@ -98,6 +106,11 @@ class TestCRDByDefault:
 @conformance(registry().find("loss", "crd"), entry={"negatives": 12, "mode": "relax"})
 class TestRelaxedCRD:
     pass
+
+
+@pytest.mark.skipif(TIMM in MISSING, reason="pip install 'kdzoo[timm]'")
+def test_timm_is_held_to_the_same() -> None:
+    assert "Test model timm" in globals()
 
 
 def test_nothing_bundled_is_left_out() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from tapping import tapped
 from torch import nn
@@ -20,6 +19,12 @@ from kdzoo.extend.registry import registry
 
 def source(use: str, **params: Any) -> kdzoo.ModelSource:
     return registry().make("model", use, params)
+
+
+@pytest.fixture
+def timm() -> Any:
+    """The library, where the extra is installed."""
+    return pytest.importorskip("timm", reason="pip install 'kdzoo[timm]'")
 
 
 def train_a_step(
@@ -211,7 +216,7 @@ def test_a_library_that_cannot_be_imported(
         ("resnet10t", (3, 32, 32), 5),
     ],
 )
-def test_timm_families(name: str, shape: tuple[int, int, int], stages: int) -> None:
+def test_timm_families(timm: Any, name: str, shape: tuple[int, int, int], stages: int) -> None:
     origin = source("timm", model=name)
     torch.manual_seed(0)
     model = origin.build(shape, 7)
@@ -224,6 +229,7 @@ def test_timm_families(name: str, shape: tuple[int, int, int], stages: int) -> N
     assert origin.normalization() is None
 
 
+@pytest.mark.usefixtures("timm")
 def test_timm_without_stages_or_with_two_classifiers() -> None:
     origin = source("timm", model="deit_tiny_distilled_patch16_224")
     origin.build((3, 32, 32), 7)
@@ -234,12 +240,14 @@ def test_timm_without_stages_or_with_two_classifiers() -> None:
     assert not origin.layers().stages
 
 
+@pytest.mark.usefixtures("timm")
 def test_what_timm_knows_of_its_weights() -> None:
     origin = source("timm", model="test_vit.r160_in1k", pretrained=True)
     assert origin.pretrained()
     assert origin.normalization() == kdzoo.Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize(
     ("params", "shape", "message"),
     [

@@ -176,6 +176,23 @@ class OtherWhenCompiled(Sound):
         return 2 * mapped if torch.compiler.is_compiling() else mapped
 
 
+class OtherWidthWhenCompiled(Sound):
+    """Is another function when it is compiled, between widths that differ."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        mapped = super().forward(feature)
+        other = mapped.shape[1] != feature.shape[1] and torch.compiler.is_compiling()
+        return 2 * mapped if other else mapped
+
+
+class OtherGradientWhenCompiled(Sound):
+    """Answers the same when it is compiled, and learns twice as fast."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        mapped = super().forward(feature)
+        return 2 * mapped - mapped.detach() if torch.compiler.is_compiling() else mapped
+
+
 class SaysAnotherLayout(Sound):
     """Uses an operation that only a compiler of memory's layout takes at its word."""
 
@@ -214,13 +231,23 @@ def test_one_check_alone_catches_it(mutant: type[kdzoo.Adapter], check: str) -> 
     assert caught(mutant, checks=QUICK) == {check}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [mutant for mutant, _ in EXACTLY])
+def test_a_compiled_step_catches_no_other(mutant: type[kdzoo.Adapter]) -> None:
+    drawn = {"compiled"} if mutant is DrawsElsewhere else set()  # two have different weights
+    assert caught(mutant, checks=["compiled"]) == drawn
+
+
 def test_what_it_takes_it_must_bring_over() -> None:
-    assert "refusals" in caught(TakesAnything)
-    assert "the_teachers_shape" in caught(Sound, shapes=[((2, 3, 3), (4, 5, 5))])
+    assert "refusals" in caught(TakesAnything, checks=QUICK)
+    assert "the_teachers_shape" in caught(Sound, checks=QUICK, shapes=[((2, 3, 3), (4, 5, 5))])
 
 
-def test_a_compiled_step_catches_it() -> None:
-    assert caught(OtherWhenCompiled, checks=[*QUICK, "compiled"]) == {"compiled"}
+@pytest.mark.parametrize(
+    "mutant", [OtherWhenCompiled, OtherWidthWhenCompiled, OtherGradientWhenCompiled]
+)
+def test_a_compiled_step_catches_it(mutant: type[kdzoo.Adapter]) -> None:
+    assert caught(mutant, checks=[*QUICK, "compiled"]) == {"compiled"}
 
 
 @pytest.mark.slow

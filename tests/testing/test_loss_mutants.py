@@ -292,6 +292,21 @@ class NeverWhole(Masked):
         return 0.9 * super().left(columns, targets)
 
 
+class ColumnsOnTheCpu(Masked):
+    """Makes a tensor where the columns need not be."""
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        return super().left(columns, targets) * torch.ones(len(columns))
+
+
+class OtherColumnsWhenCompiled(Masked):
+    """Forgets the columns in a compiled step."""
+
+    def left(self, columns: Tensor, targets: Tensor) -> Tensor:
+        left = super().left(columns, targets)
+        return torch.ones_like(left) if torch.compiler.is_compiling() else left
+
+
 class Neighbours(kdzoo.Loss):
     """Compares each sample with the one after it, and declares that the order does not matter."""
 
@@ -524,6 +539,7 @@ EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
     (KnowsTwoTypes, "bfloat16"),
     (OnTheCpu, "device"),
     (Waits, "device"),
+    (ColumnsOnTheCpu, "device"),
     (Explodes, "alone"),
 ]
 OF_TRAINING = {"alone", "resume", "state_dict", "copies"}  # these train in a Distiller
@@ -563,9 +579,29 @@ def test_these_checks_catch_it(mutant: type[kdzoo.Loss], checks: set[str]) -> No
     assert caught(mutant, checks=QUICK) == checks
 
 
-@pytest.mark.parametrize("mutant", [OtherWhenCompiled, OverwritesWhatItReads, BreaksTheGraph])
+COMPILED = [OtherWhenCompiled, OverwritesWhatItReads, BreaksTheGraph, OtherColumnsWhenCompiled]
+
+
+@pytest.mark.parametrize("mutant", COMPILED)
 def test_a_compiled_step_catches_it(mutant: type[kdzoo.Loss]) -> None:
     assert caught(mutant, checks=[*QUICK, "compiled"]) == {"compiled"}
+
+
+ALSO: dict[type[kdzoo.Loss], set[str]] = {
+    # No graph can hold these.
+    AsksTheTeacher: {"compiled"},
+    Reseeds: {"compiled"},
+    Waits: {"compiled"},
+    Spare: {"two_processes"},  # DDP waits for the gradient of each parameter
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [*(mutant for mutant, _ in EXACTLY), *COMPILED, OwnBank])
+def test_the_costly_checks_catch_no_more(mutant: type[kdzoo.Loss]) -> None:
+    theirs = {"compiled"} if mutant in COMPILED else set()
+    theirs |= {"two_processes"} if mutant is OwnBank else set()
+    assert caught(mutant, checks=COSTLY) == theirs | ALSO.get(mutant, set())
 
 
 def test_two_processes_catch_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import kdzoo
 from kdzoo.testing.models import ModelChecks
 
-EVERY = quick(ModelChecks, but=set())
+QUICK = quick(ModelChecks, but=set())
 SMALL: dict[str, Any] = {"input_shape": (3, 8, 8), "num_classes": 4}
 
 
@@ -232,6 +232,33 @@ class KnowsTwoTypes(Sound):
             return self.head(features + small)
 
 
+class OtherWhenCompiled(Sound):
+    """Is another network when it is compiled."""
+
+    class network(Network):  # noqa: N801
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return 2 * logits if torch.compiler.is_compiling() else logits
+
+
+class OtherGradientWhenCompiled(Sound):
+    """Answers the same when it is compiled, and learns twice as fast."""
+
+    class network(Network):  # noqa: N801
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return 2 * logits - logits.detach() if torch.compiler.is_compiling() else logits
+
+
+class BreaksTheGraph(Sound):
+    """Looks at a file in each step."""
+
+    class network(Network):  # noqa: N801
+        def forward(self, images: Tensor) -> Tensor:
+            open(__file__).close()
+            return super().forward(images)
+
+
 class LearnsAsATeacher(Sound):
     """Its weights move in each step, also where it learns nothing."""
 
@@ -267,12 +294,26 @@ EXACTLY: list[tuple[type[kdzoo.ModelSource], str]] = [
 
 
 def test_what_is_sound_passes_every_check() -> None:
-    assert caught(Sound, **SMALL) == set()
+    assert caught(Sound, checks=[*QUICK, "compiled"], **SMALL) == set()
 
 
 @pytest.mark.parametrize(("mutant", "check"), EXACTLY)
 def test_one_check_alone_catches_it(mutant: type[kdzoo.ModelSource], check: str) -> None:
     assert caught(mutant, **SMALL) == {check}
+
+
+@pytest.mark.parametrize("mutant", [OtherWhenCompiled, OtherGradientWhenCompiled, BreaksTheGraph])
+def test_a_compiled_model_catches_it(mutant: type[kdzoo.ModelSource]) -> None:
+    assert caught(mutant, checks=[*QUICK, "compiled"], **SMALL) == {"compiled"}
+    expected = {"compiled": "by design"}
+    assert caught(mutant, checks=["compiled"], expected_failures=expected, **SMALL) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [mutant for mutant, _ in EXACTLY])
+def test_compiling_catches_no_other(mutant: type[kdzoo.ModelSource]) -> None:
+    drawn = {"compiled"} if mutant is DrawsElsewhere else set()  # two have different weights
+    assert caught(mutant, checks=["compiled"], **SMALL) == drawn
 
 
 def test_a_teacher_that_counts_its_calls_changes_too() -> None:
@@ -284,4 +325,4 @@ def test_a_layer_that_does_not_run_cannot_be_read() -> None:
 
 
 def test_every_check_is_proved() -> None:
-    assert {check for _, check in EXACTLY} == set(EVERY)
+    assert {check for _, check in EXACTLY} == set(QUICK)

@@ -58,7 +58,11 @@ class Never(kdzoo.ClassPolicy):
 SUITES = """
 @kdzoo.testing.conformance(LogitMSE)
 class Whatever:
-    def test_own(self):
+    def pytest_generate_tests(self, metafunc):
+        if "number" in metafunc.fixturenames:
+            metafunc.parametrize("number", [1, 2])
+
+    def test_own(self, number):
         pass
 
 
@@ -127,7 +131,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_each_check_is_a_test_whatever_its_class_is_called(said: str) -> None:
     assert "PASSED test_mine.py::Whatever::test_one_value_a_sample" in said
-    assert "PASSED test_mine.py::Whatever::test_own" in said
+    assert "PASSED test_mine.py::Whatever::test_own[2]" in said
     assert "it does not declare the invariance shift" in said
     assert "\ntest_mine.py::Whatever::test_compiled_for_real\n" in said
 
@@ -138,6 +142,13 @@ def test_the_page_shows_what_passes(said: str) -> None:
     assert "FAILED test_shown.py" not in said
 
 
+def test_how_many_ran_is_counted(said: str) -> None:
+    """Also what failed, as expected or not; not what does not apply, or is no check."""
+    assert "\ntest_shown.py::TestLogitMSE: 20 of 27 checks ran\n" in said
+    for suite in ("Whatever", "TestWeighted", "TestExpected", "TestUnexpected"):
+        assert f"\ntest_mine.py::{suite}: 3 of 27 checks ran\n" in said
+
+
 def test_the_page_lists_every_check() -> None:
     shown = re.findall(r"^\| `(\w+)`( \(slow\))? \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
     wanted = [
@@ -146,6 +157,8 @@ def test_the_page_lists_every_check() -> None:
         for name, check in checks.methods()
     ]
     assert shown == [(name, slow, said.replace("``", "`")) for name, slow, said in wanted]
+    count = len(list(KINDS["loss"].methods()))
+    assert f"{count} checks that every" in (ROOT / "README.md").read_text()
 
 
 def test_a_failure_says_what_would_be_right(said: str) -> None:
@@ -185,6 +198,33 @@ def test_a_sound_suite_is_green_whatever_is_chosen(tmp_path: Path, chosen: list[
     done = pytest_in(tmp_path, *chosen)
     assert done.returncode == 0, done.stdout
     assert "it does not declare the invariance shift" in done.stdout
+
+
+SKIPPED = """
+import pytest
+
+
+@pytest.mark.skip(reason="not today")
+@kdzoo.testing.conformance(LogitMSE)
+class TestSkipped:
+    def test_own(self):
+        pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chosen", "code"), [([], 1), (["-m", "not slow"], 1), (["-k", "contract"], 0)]
+)
+def test_a_suite_of_which_nothing_ran_is_not_green(
+    tmp_path: Path, chosen: list[str], code: int
+) -> None:
+    (tmp_path / "test_skipped.py").write_text(COMPONENTS + SKIPPED)
+    assert pytest_in(tmp_path, "--collect-only").returncode == 0
+    done = pytest_in(tmp_path, *chosen)
+    assert done.returncode == code, done.stdout
+    end = "; a suite of which nothing ran is no evidence, and fails" if code else "\n"
+    assert f"test_skipped.py::TestSkipped: 0 of 27 checks ran{end}" in done.stdout
 
 
 class Sound(kdzoo.Loss):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import kdzoo
+from kdzoo.extend.registry import BUNDLED, registry
+from kdzoo.testing.scene import IMAGE, Net
 
 HINT = {"use": "fitnet", "layers": {"student": "3", "teacher": "3"}}
 METHODS: dict[str, list[Any]] = {
@@ -23,6 +25,27 @@ METHODS: dict[str, list[Any]] = {
     "hint alone": [HINT],  # nothing reaches what lies behind the hint
     "crd": ["ce", {"use": "crd", "negatives": 20}],
     "crd-relax": ["ce", {"use": "crd", "negatives": 40, "mode": "relax"}],
+}
+# They look after the first epoch, and find the class that the baseline is far better at.
+SOON = {"start_epoch": 1, "patience": 1, "window": 1, "margin": 0, "false_discoveries": 0.9}
+# A factor that is steered would follow each answer that precision changes.
+STEADY = {"balance": False}
+POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "all": ("all", {}),
+    "fixed": ("fixed", {"classes": ["b"], **STEADY}),
+    "tllm": ("tllm", {"signal": "baseline", **SOON, **STEADY}),
+    "tllm column": ("tllm", {"scope": "column", **SOON, **STEADY}),
+    "tllm cka": ("tllm", {"signal": "cka", **SOON, **STEADY}),
+}
+ADAPTERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {  # the student's and the teacher's
+    "identity": ((4, 3, 3), (4, 3, 3)),
+    "conv1x1": ((4, 8, 8), (6, 4, 4)),
+    "linear": ((4,), (6,)),
+    "pool": ((4, 8, 8), (4, 4, 4)),
+    "regressor strided": ((4, 8, 8), (6, 4, 4)),
+    "regressor transposed": ((4, 4, 4), (6, 8, 8)),
+    "regressor wide": ((4, 8, 8), (6, 5, 5)),
+    "tokens": ((17, 4), (6, 8, 8)),
 }
 
 
@@ -50,32 +73,54 @@ def network(width: int) -> nn.Sequential:
     )
 
 
-def trained(method: str, *, compiled: bool, bf16: bool = False) -> tuple[list[float], Any]:
+def trained(
+    losses: list[Any],
+    *,
+    compiled: bool = False,
+    bf16: bool = False,
+    policy: str | None = None,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    count: int = 40,
+) -> tuple[list[float], Any]:
     """The totals of two epochs, each with a short last step, and the distiller after them."""
     torch.manual_seed(0)
-    images, targets = torch.rand(40, 1, 8, 8), torch.arange(40) % 5
-    terms, policy = kdzoo.terms(METHODS[method]), Dropping()
-    layers = kdzoo.Layers(penultimate="5")
+    targets, terms = torch.arange(count) % 5, kdzoo.terms(losses)
+    decides = Dropping() if policy is None else registry().make("policy", *POLICIES[policy])
+    # The baseline run was right on all of class a but one image, and on one image of each other.
+    right = (targets == 0).numpy() != (np.arange(count) < 5)
+    baseline = [float(right[c::5].mean()) for c in range(5)]
+    if shapes is None:
+        student, teacher = network(4), network(6)
+        layers = student_layers = kdzoo.Layers(penultimate="5")
+        images = torch.rand(count, 1, 8, 8)
+    else:
+        student, teacher = Net({0: shapes[0]}), Net({0: shapes[1]})
+        student_layers, layers = student.layers, teacher.layers
+        images = torch.rand(count, *IMAGE)
     distiller = kdzoo.Distiller(
-        network(6),
-        network(4),
+        teacher,
+        student,
         terms,
         example=images[:2],
         classes=list("abcde"),
-        num_samples=40,
+        num_samples=count,
         targets=targets,
+        policy=decides,
+        baseline=None if policy is None else np.array(2 * [baseline]),
         teacher_layers=layers,
-        student_layers=layers,
+        student_layers=student_layers,
     )
-    distiller.begin_stage(terms, policy, compiled=compiled)
+    if policy is not None:
+        distiller.curves.compare_right_rows(count, np.packbits(np.stack([right, right]), axis=1))
+    distiller.begin_stage(terms, decides, compiled=compiled)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.02, weight_decay=0.1)
     totals = []
     for epoch in range(2):
         distiller.train()
-        for number, rows in enumerate(torch.arange(40).split(16)):
+        for number, rows in enumerate(torch.arange(count).split(16)):
             torch.manual_seed(10 * epoch + number)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                step = distiller(images[rows], targets[rows], rows, epoch + number / 3)
+                step = distiller(images[rows], targets[rows], rows, epoch + 16 * number / count)
             optimizer.zero_grad()
             step.total.backward()
             optimizer.step()
@@ -113,9 +158,13 @@ def state(distiller: nn.Module) -> dict[str, Tensor]:
 )
 def test_a_compiled_step_is_the_step(method: str, graphs: list[Any]) -> None:
     """One graph for each size of a batch, whatever the epoch and the policy; 1e-5 for rounding."""
-    totals, plain = trained(method, compiled=False)
+    assert_compiled_is_plain(METHODS[method], graphs)
+
+
+def assert_compiled_is_plain(losses: list[Any], graphs: list[Any], **given: Any) -> None:
+    totals, plain = trained(losses, **given)
     assert not graphs
-    others, other = trained(method, compiled=True)
+    others, other = trained(losses, compiled=True, **given)
     assert len(graphs) == 2
     assert others == pytest.approx(totals, rel=1e-5)
     for name, value in state(plain).items():
@@ -124,19 +173,99 @@ def test_a_compiled_step_is_the_step(method: str, graphs: list[Any]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_single_precision_within_a_percent(method: str) -> None:
-    totals, plain = trained(method, compiled=False)
-    halves, half = trained(method, compiled=False, bf16=True)
+    assert_half_is_single(METHODS[method])
+
+
+def assert_half_is_single(losses: list[Any], **given: Any) -> None:
+    totals, plain = trained(losses, **given)
+    halves, half = trained(losses, bf16=True, **given)
     assert halves != totals
     assert halves == pytest.approx(totals, rel=0.01)
     assert all(value.dtype == state(plain)[name].dtype for name, value in state(half).items())
 
 
 @pytest.mark.slow
-def test_half_precision_compiled(graphs: list[Any]) -> None:
-    totals, _ = trained("crd", compiled=False, bf16=True)
-    others, _ = trained("crd", compiled=True, bf16=True)
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_compiled(method: str, graphs: list[Any]) -> None:
+    assert_compiled_is_plain_in_half(METHODS[method], graphs)
+
+
+def assert_compiled_is_plain_in_half(losses: list[Any], graphs: list[Any], **given: Any) -> None:
+    totals, _ = trained(losses, bf16=True, **given)
+    others, _ = trained(losses, bf16=True, compiled=True, **given)
     assert len(graphs) == 2
-    assert others == pytest.approx(totals, rel=1e-2)
+    assert others == pytest.approx(totals, rel=1e-3)
+
+
+def under(policy: str) -> dict[str, Any]:
+    """Where features are compared each class has 50 images."""
+    return {"policy": policy, "count": 250 if policy == "tllm cka" else 100}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(p, marks=() if p == "tllm column" else pytest.mark.slow) for p in POLICIES],
+)
+def test_a_compiled_step_under_every_policy(policy: str, graphs: list[Any]) -> None:
+    """Also where a class is given up between the epochs."""
+    assert_compiled_is_plain(["ce", "kd"], graphs, **under(policy))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_half_precision_under_every_policy(policy: str) -> None:
+    assert_half_is_single(["ce", "kd"], **under(policy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["tllm", "tllm column", "tllm cka"])
+def test_half_precision_compiled_under_every_policy(policy: str, graphs: list[Any]) -> None:
+    assert_compiled_is_plain_in_half(["ce", "kd"], graphs, **under(policy))
+
+
+@pytest.mark.parametrize(
+    ("policy", "given_up", "masked"),
+    [("fixed", [1], []), ("tllm", [0], []), ("tllm column", [0], [0])],
+)
+def test_these_policies_decide_something_here(
+    policy: str, given_up: list[int], masked: list[int]
+) -> None:
+    """Or the tests above would compare steps of which the policy is no part."""
+    _, distiller = trained(["ce", "kd"], **under(policy))
+    assert (distiller.teacher_weights == 0).nonzero().flatten().tolist() == given_up
+    assert (distiller.class_columns == 0).nonzero().flatten().tolist() == masked
+
+
+def adapted(adapter: str) -> dict[str, Any]:
+    hint = {"use": "fitnet", "layers": {"student": 0, "teacher": 0}, "weight": 1}
+    hint["adapter"] = adapter.split()[0]
+    return {"losses": ["ce", hint], "shapes": ADAPTERS[adapter]}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_half_precision_with_every_adapter(adapter: str) -> None:
+    assert_half_is_single(**adapted(adapter))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_half_precision_compiled_with_every_adapter(adapter: str, graphs: list[Any]) -> None:
+    """In single precision the conformance kit compiles each, for all of its shapes."""
+    assert_compiled_is_plain_in_half(graphs=graphs, **adapted(adapter))
+
+
+def test_nothing_bundled_is_left_out() -> None:
+    entries = {
+        "loss": [entry for losses in METHODS.values() for entry in losses],
+        # These give a step what `fixed` does: other classes, found in another way.
+        "policy": [name for name, _ in POLICIES.values()]
+        + ["hardest", "label-only", "oracle", "random"],
+        "adapter": [name.split()[0] for name in ADAPTERS],
+    }
+    for kind, named in entries.items():
+        names = {entry if isinstance(entry, str) else entry["use"] for entry in named}
+        for name in registry().names(kind):
+            owner = registry().owner(registry().find(kind, name))
+            assert name in names or owner.distribution != BUNDLED, f"{kind} {name}"
 
 
 def test_runs_say_what_they_are_trained_with(
