@@ -232,15 +232,17 @@ def plots(name: str) -> dict[str, str]:
 
 
 def _drawn(table: dict[str, Any]) -> int | None:
-    """Of a table's columns the first one of ratios or shares, if there is one.
+    """Of a table's columns of ratios or shares the one that most rows have, if several have it.
 
     A table of the parts of each row's whole has none: its rows are read across.
     """
-    for number, column in enumerate(table["columns"]):
-        measured = sum(bool(cells[number]["values"]) for _, cells in table["rows"])
-        if measured > 1 and any(word in column for word in _RATIOS):
-            return number
-    return None
+    measured = {
+        number: sum(bool(cells[number]["values"]) for _, cells in table["rows"])
+        for number, column in enumerate(table["columns"])
+        if any(word in column for word in _RATIOS)
+    }
+    fullest = max(measured, key=measured.__getitem__, default=None)
+    return fullest if fullest is not None and measured[fullest] > 1 else None
 
 
 _SPEC_MODELS: dict[str, type[BaseModel]] = {

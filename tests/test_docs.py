@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from collections.abc import Callable
@@ -59,6 +60,24 @@ def test_a_share_is_drawn_as_a_part_of_the_whole(generate: dict[str, Any]) -> No
     (whole,) = re.findall(r'<line x1="([\d.]+)" [^>]*\n?stroke-dasharray', picture)
     left, width = zip(*re.findall(r'<rect x="(\d+)" [^>]*width="([\d.]+)"', picture), strict=True)
     assert [float(each) for each in width] == [0, (float(whole) - float(left[0])) / 2]
+
+
+def test_the_column_that_most_rows_have_is_drawn(
+    generate: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing, measured = {"shown": "-", "values": []}, {"shown": "1.2", "values": [1.2]}
+    columns = ["kdzoo", "tllm / kdzoo", "kdzoo / plain", "of it waiting"]
+    rows = [["ce", [measured, nothing, measured, measured]], ["kd", [measured] * 4]]
+    tables = [
+        {"title": "all", "columns": columns, "rows": rows},
+        {"title": "one row", "columns": columns, "rows": rows[1:]},
+        {"title": "parts", "columns": ["norms", "products"], "rows": [["kd", [measured] * 2]] * 2},
+    ]
+    (tmp_path / "made.json").write_text(json.dumps({"tables": tables}))
+    monkeypatch.setitem(generate["plots"].__globals__, "RESULTS", tmp_path)
+    ((file, picture),) = generate["plots"]("made").items()
+    assert file == "made-0.svg"
+    assert "<title>all: kdzoo / plain</title>" in picture
 
 
 def test_the_public_surface_changes_only_on_purpose() -> None:
