@@ -58,6 +58,8 @@ def test_the_plots_show_what_was_measured(generate: dict[str, Any]) -> None:
 def test_a_share_is_drawn_as_a_part_of_the_whole(generate: dict[str, Any]) -> None:
     picture = generate["bars"]("waiting", [("a", "0%", [0.0]), ("b", "50%", [0.4, 0.5, 0.6])])
     (whole,) = re.findall(r'<line x1="([\d.]+)" [^>]*\n?stroke-dasharray', picture)
+    (right,) = re.findall(r'viewBox="0 0 (\d+) ', picture)
+    assert float(whole) < float(right)
     left, width = zip(*re.findall(r'<rect x="(\d+)" [^>]*width="([\d.]+)"', picture), strict=True)
     assert [float(each) for each in width] == [0, (float(whole) - float(left[0])) / 2]
 
