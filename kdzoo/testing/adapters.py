@@ -321,7 +321,7 @@ def _measured(call: Callable[..., Tensor], adapter: Adapter, student: Shape) -> 
     found = {"its answers": answer.detach()}
     if answer.requires_grad:
         weights = torch.randn(answer.shape, generator=torch.Generator().manual_seed(0))
-        (answer * weights).sum().backward()
+        torch.autograd.backward((answer * weights).sum())
         found["its own gradients"] = gradients(adapter)
     if feature.grad is not None:
         found["the feature's gradients"] = feature.grad

@@ -136,11 +136,11 @@ class Columns(ClassPolicy):
     def initial(self, num_classes: int) -> ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.initial`."""
         ones = np.ones(num_classes)
-        return ClassWeights(ones, ones, columns=np.linspace(0, 1, num_classes))
+        return ClassWeights(ones, ones, columns=np.arange(num_classes) / (num_classes - 1.0))
 
     def update(self, curves: TeachingCurves) -> ClassWeights:
         """See :meth:`kdzoo.ClassPolicy.update`."""
-        return self.initial(len(curves.classes))
+        return self.initial(curves.student.shape[1])
 
 
 class Nets(ModelSource):
