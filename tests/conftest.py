@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fresh import Fresh
-
-from kdzoo.extend.registry import GROUP, registry
+from warm import Warm
 
 HERE = Path(__file__).parent
 
@@ -28,20 +26,24 @@ def install(site: Path, source: Path, name: str | None = None, version: str = "1
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {source.stem}\n")
+    (info / "entry_points.txt").write_text(f"[kdzoo]\n{name} = {source.stem}\n")
 
 
 def entry_points(site: Path) -> list[metadata.EntryPoint]:
     """The entry points of what is installed in ``site`` alone."""
     found = []
     for distribution in metadata.distributions(path=[str(site)]):
-        found += [entry for entry in distribution.entry_points if entry.group == GROUP]
+        found += [entry for entry in distribution.entry_points if entry.group == "kdzoo"]
     return sorted(found, key=lambda entry: entry.name)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The plugins of tests/installed, for this process and for its children."""
+    import torch  # here: the process that only hands out tests needs neither, nor waits for them
+
+    from kdzoo.extend.registry import registry
+
     site = tmp_path_factory.mktemp("site")
     for source in sorted((HERE / "installed").glob("*.py")):
         install(site, source)
@@ -60,22 +62,30 @@ def interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hasty() -> Iterator[None]:
+    """Nobody waits until the disk has a file: a power cut alone would show it. Commands do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs modules in processes of their own, which do not import torch each anew."""
+    warm = Warm()
+    yield warm
+    warm.end()
+
+
 @pytest.fixture
-def kdzoo_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def kdzoo_command(warm: Warm, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own, in ``tmp_path``."""
 
-    def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-        return subprocess.run(
-            [sys.executable, "-m", "kdzoo", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            **options,
-        )
+    def command(
+        *arguments: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return warm.run("kdzoo", *arguments, cwd=tmp_path, env=env)
 
     return command
 

@@ -64,18 +64,33 @@ class Fresh:
         return done.stdout
 
     def try_packages(self, folders: Sequence[Path]) -> None:
-        """Install packages, and do what the CI of each does; their tests run in one process."""
+        """Install packages, and do what the CI of each does: of the same settings, so for all at
+        once."""
         where = folders[0].parent
         names = " ".join(f"./{folder.name}" for folder in folders)
+        modules = {folder: _module(folder) for folder in folders}
+        (settings,) = {_settings(folder, module) for folder, module in modules.items()}
+        assert 'files = ["MODULE.py", "tests"]' in settings
         self(f"python -m pip install -q {names}", where)
         listed = json.loads(self("kdzoo plugins --json", where))
         active = {record["name"] for record in listed if record["status"] == "active"}
         assert active >= {folder.name for folder in folders}
-        for folder in folders:
-            for check in CHECKS:
-                self(f"python -m {check}", folder)
-        settings = f"-c {folders[0].name}/pyproject.toml --rootdir ."
-        said = self(f"python -m pytest {settings} {names}", where)
-        for folder in folders:
-            (module,) = (folder / "tests").glob("test_*.py")
-            assert re.search(rf"{folder.name}/tests/{module.name} [.s]*[.]", said), said
+        lint, layout, types = CHECKS
+        self(f"python -m {lint}; python -m {layout}", where)
+        files = " ".join(f"{f.name}/{module}.py {f.name}/tests" for f, module in modules.items())
+        self(f"python -m {types} --config-file {folders[0].name}/pyproject.toml {files}", where)
+        rules = f"-c {folders[0].name}/pyproject.toml --rootdir ."
+        said = self(f"python -m pytest {rules} {names}", where)
+        for folder, module in modules.items():
+            assert re.search(rf"{folder.name}/tests/test_{module}.py [.s]*[.]", said), said
+
+
+def _module(folder: Path) -> str:
+    (module,) = folder.glob("*.py")
+    return module.stem
+
+
+def _settings(folder: Path, module: str) -> str:
+    """Of pytest, ruff and mypy, in a package's pyproject.toml."""
+    text = (folder / "pyproject.toml").read_text()
+    return text[text.index("[tool.pytest") :].replace(module, "MODULE")

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from kdzoo_plugins.losses.crd import ContrastMemory
 from kdzoo_plugins.losses.dkd import dkd_loss
 from kdzoo_plugins.losses.kd import kd_loss
 from pictures import write_pictures
+from warm import Warm
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 METHODS = ["ce", "kd", "fitnet", "crd", "dkd"]
@@ -39,17 +39,12 @@ def plain(benchmarks: None) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_the_step_benchmark_shows_every_contestant(tmp_path: Path) -> None:
+def test_the_step_benchmark_shows_every_contestant(tmp_path: Path, warm: Warm) -> None:
     small = "--rounds 1 --steps 2 --skip 1 --batch 8 --samples 320 --classes 10 --negatives 32"
-    done = subprocess.run(
-        [
-            *(sys.executable, BENCHMARKS / "step.py", "--pairs", "resnet8:resnet8"),
-            *(*small.split(), "--workers", "0", "--threads", "1", "--output", tmp_path / "step"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    done = warm.run(
+        *(str(BENCHMARKS / "step.py"), "--pairs", "resnet8:resnet8", *small.split()),
+        *("--workers", "0", "--threads", "1", "--output", str(tmp_path / "step")),
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "step.txt").read_text() == done.stdout
@@ -209,15 +204,11 @@ SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
 def test_every_measurement_is_shown_and_kept(
-    tmp_path: Path, arguments: str, rows: list[str]
+    tmp_path: Path, warm: Warm, arguments: str, rows: list[str]
 ) -> None:
     script, *rest = arguments.split()
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *rest, "--output", str(tmp_path / "kept")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    kept = str(tmp_path / "kept")
+    done = warm.run(str(BENCHMARKS / script), *rest, "--output", kept, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "kept.txt").read_text() == done.stdout
     for row in rows:
@@ -232,34 +223,22 @@ def test_every_measurement_is_shown_and_kept(
                     assert len(cell["values"]) == len(cells[0]["values"])  # one a round
 
 
-def test_the_suite_names_every_measurement() -> None:
+def test_the_suite_names_every_measurement(tmp_path: Path, warm: Warm) -> None:
     """Each script with a result is a part of it, but for what trains for accuracy."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "all.py"), "--list"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = warm.run(str(BENCHMARKS / "all.py"), "--list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
     keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
     assert named == keeping - {"cifar_classes", "planted_signals"}
 
 
 @pytest.mark.slow
-def test_the_literatures_table_is_trained_and_found_again(tmp_path: Path) -> None:
+def test_the_literatures_table_is_trained_and_found_again(tmp_path: Path, warm: Warm) -> None:
     pictures = write_pictures(tmp_path / "pictures", size=(32, 32))
     arguments = "--pairs resnet56:resnet20 --methods ce dkd --epochs 1 --seeds 0 1 --device cpu"
     for time in (r"\d+\.\d", "-"):
-        done = subprocess.run(
-            [
-                *(sys.executable, str(BENCHMARKS / "cifar100_table.py")),
-                *("--root", str(pictures), *arguments.split()),
-            ],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        table = str(BENCHMARKS / "cifar100_table.py")
+        done = warm.run(table, "--root", str(pictures), *arguments.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         for method in ("ce", "dkd"):
             row = rf"resnet56 -> resnet20 +{method} +\d+\.\d\d +\d+\.\d\d +{time}"
@@ -302,17 +281,11 @@ def test_the_tables_presets_reach_the_spec(
 
 
 @pytest.mark.slow
-def test_planted_signals_finds_what_is_planted(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, BENCHMARKS / "planted_signals.py"),
-            *("--seeds", "2", "--kinds", "margin", "wrong", "shuffled", "--signals", "baseline"),
-            *("--output", tmp_path / "kept"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+def test_planted_signals_finds_what_is_planted(tmp_path: Path, warm: Warm) -> None:
+    done = warm.run(
+        *(str(BENCHMARKS / "planted_signals.py"), "--seeds", "2"),
+        *("--kinds", "margin", "wrong", "shuffled", "--signals", "baseline"),
+        *("--output", str(tmp_path / "kept")),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
     assert again.returncode == 1
     assert "digits.yaml: exists already" in again.stderr
     assert kdzoo_command("validate", "digits.yaml").returncode == 0
-    short = ("--set", "train.epochs=5", "--set", "teacher.train.epochs=3")
+    short = ("--set", "train.epochs=2", "--set", "teacher.train.epochs=2")
     done = kdzoo_command("run", "digits.yaml", *short)
     assert done.returncode == 0, done.stderr
     for word in ("teacher", "baseline", "student", "worst class", "One seed: no verdict"):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import random
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from torch import nn
+from warm import Warm
 
 import kdzoo
 from kdzoo.extend.bases import Observer
@@ -143,13 +143,12 @@ def test_a_run_cut_off_after_any_epoch_goes_on_exactly(
 
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
-    tmp_path: Path, rich: dict[str, Any]
+    tmp_path: Path, rich: dict[str, Any], warm: Warm
 ) -> None:
     """Real processes and real SIGKILLs, until the run is through."""
     spec = write(tmp_path, {**rich, "train": {**rich["train"], "epochs": 25}})
     whole = kdzoo.run(spec, runs=tmp_path / "whole")
-    command = [sys.executable, "-m", "kdzoo", "run", str(spec), "--runs", str(tmp_path / "killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["kdzoo", "run", str(spec), "--runs", str(tmp_path / "killed")]
     draw = random.Random(0)
 
     def progress() -> set[tuple[str, int]]:
@@ -159,36 +158,26 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
     kills = 0
     for attempt in range(6):
         before = progress()
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        process = warm.start(*command, cwd=tmp_path)
         if attempt < 5:
             while process.poll() is None and progress() <= before:
                 time.sleep(0.01)
             time.sleep(0.3 * draw.random())  # anywhere in an epoch, or between two
             process.kill()
-        output, _ = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=120)
         kills += process.returncode == -signal.SIGKILL
-    assert process.returncode == 0, output.decode()
+    assert process.returncode == 0, said
     assert kills >= 3
     assert files(kdzoo.run(spec, runs=tmp_path / "killed")) == files(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_from_outside(
-    tmp_path: Path, tiny: dict[str, Any], number: signal.Signals
+    tmp_path: Path, tiny: dict[str, Any], warm: Warm, number: signal.Signals
 ) -> None:
     train = {**tiny["train"], "epochs": 2000}
     spec = write(tmp_path, {**tiny, "train": train, "baseline": False, "policy": "all"})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdzoo", "run", str(spec)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background of a shell ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = warm.start("kdzoo", "run", str(spec), cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/tiny-??????????/checkpoint.pt")):
         assert time.monotonic() < deadline
@@ -825,16 +814,22 @@ def test_statistics_that_became_infinite_are_not_saved(
     assert not list(tmp_path.glob("huge-*/checkpoint.pt"))
 
 
-def test_a_full_disk_is_one_message(
-    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
-) -> None:
+def test_a_full_disk_is_one_message(tmp_path: Path, tiny: dict[str, Any]) -> None:
     import resource
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    done = kdzoo_command("run", str(write(tmp_path, tiny)), preexec_fn=limit)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdzoo", "run", str(write(tmp_path, tiny))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=limit,
+    )
     assert done.returncode == 1
     assert "cannot be written: File too large" in done.stderr
     assert "Traceback" not in done.stderr

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from kdzoo_plugins.losses.crd import CRD, ContrastMemory
 from pictures import write_mnist, write_pictures
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdzoo
 from kdzoo.pipeline import run
+from kdzoo.testing.processes import in_two_processes
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "crd.npz")
 
@@ -460,11 +460,7 @@ def test_a_run_with_every_data_source_goes_on_exactly(
         torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
-def _one_of_two(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
-    )
+def _one_of_two(rank: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     memory, rows = golden_memory(), []
     part = slice(0, 4) if rank == 0 else slice(4, 6)  # the second process has the short batch
     for step in range(3):
@@ -475,21 +471,12 @@ def _one_of_two(rank: int, folder: Path) -> None:
         rows.append(memory(*inputs).detach())
     if rank == 0:  # evaluation needs no other process
         memory.eval()(*inputs)
-    torch.save((rows, dict(memory.named_buffers())), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return rows, dict(memory.named_buffers())
 
 
-def test_two_processes_keep_one_bank(tmp_path: Path) -> None:
+def test_two_processes_keep_one_bank() -> None:
     """The published values come out although the batch is shared between two processes."""
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        process.kill()
-        assert process.exitcode == 0
-    (first, kept), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (first, kept), (second, other) = in_two_processes(_one_of_two)
     for step in range(3):
         rows = torch.cat([first[step], second[step]])
         np.testing.assert_allclose(rows.mean(), GOLDEN[f"loss_{step}"], rtol=1e-9)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 import kdzoo
 from kdzoo.testing import conformance, run_checks
@@ -88,6 +89,13 @@ class TestUnexpected:
 
 """
 
+LEFT_OUT = """
+def pytest_deselected(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            print("left out as slow:", item.nodeid)
+"""
+
 NOTHING = """
 from kdzoo.testing.policies import PolicyChecks
 
@@ -100,11 +108,8 @@ class TestNothing:
 """
 
 
-def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-W", "ignore", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+def pytest_in(warm: Warm, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return warm.run("pytest", "-q", "-rA", "-W", "ignore", *arguments, cwd=folder)
 
 
 def blocks(page: Path) -> list[str]:
@@ -112,7 +117,7 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+def said(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> str:
     """What pytest says of these suites, in a project that has no settings of its own."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "test_mine.py").write_text(COMPONENTS + SUITES)
@@ -121,19 +126,19 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "my_package" / "logit_mse.py").write_text(loss)
     (suite,) = (code for code in blocks(PAGE) if "class TestLogitMSE" in code)
     (folder / "test_shown.py").write_text(suite)
-    some = "test_own or value or shift or weights or gradients"
+    (folder / "conftest.py").write_text(LEFT_OUT)
+    some = "test_own or value or shift or weights or gradients or (Whatever and for_real)"
     chosen = ["-k", f"{some} or (shown and not processes and not compiled)", "-m", "not slow"]
-    done = pytest_in(folder, *chosen)
+    done = pytest_in(warm, folder, *chosen)
     assert done.returncode == 1, done.stderr
-    slow = pytest_in(folder, "--collect-only", "-k", "Whatever and for_real", "-m", "slow")
-    return done.stdout + slow.stdout
+    return done.stdout
 
 
 def test_each_check_is_a_test_whatever_its_class_is_called(said: str) -> None:
     assert "PASSED test_mine.py::Whatever::test_one_value_a_sample" in said
     assert "PASSED test_mine.py::Whatever::test_own[2]" in said
     assert "it does not declare the invariance shift" in said
-    assert "\ntest_mine.py::Whatever::test_compiled_for_real\n" in said
+    assert "left out as slow: test_mine.py::Whatever::test_compiled_for_real\n" in said
 
 
 def test_the_page_shows_what_passes(said: str) -> None:
@@ -179,9 +184,11 @@ def test_expected_failures_must_fail(said: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [[], ["-n", "2"], ["-k", "contract"], ["-n", "2", "-k", "pure"]])
-def test_a_suite_in_which_nothing_may_run_is_not_green(tmp_path: Path, chosen: list[str]) -> None:
+def test_a_suite_in_which_nothing_may_run_is_not_green(
+    tmp_path: Path, chosen: list[str], warm: Warm
+) -> None:
     (tmp_path / "test_nothing.py").write_text(COMPONENTS + NOTHING)
-    done = pytest_in(tmp_path, *chosen)
+    done = pytest_in(warm, tmp_path, *chosen)
     assert done.returncode not in (0, 5), done.stdout  # 5: there were no tests
     assert "TypeError: expected_failures: no check is left that says anything of Never" in (
         done.stdout
@@ -192,10 +199,12 @@ def test_a_suite_in_which_nothing_may_run_is_not_green(tmp_path: Path, chosen: l
 @pytest.mark.parametrize(
     "chosen", [["-n", "2"], ["-n", "2", "-k", "shift or value"], ["-k", "shift"]]
 )
-def test_a_sound_suite_is_green_whatever_is_chosen(tmp_path: Path, chosen: list[str]) -> None:
+def test_a_sound_suite_is_green_whatever_is_chosen(
+    tmp_path: Path, chosen: list[str], warm: Warm
+) -> None:
     suite = "@kdzoo.testing.conformance(LogitMSE)\nclass TestSound:\n    pass\n"
     (tmp_path / "test_sound.py").write_text(COMPONENTS + suite)
-    done = pytest_in(tmp_path, *chosen)
+    done = pytest_in(warm, tmp_path, *chosen)
     assert done.returncode == 0, done.stdout
     assert "it does not declare the invariance shift" in done.stdout
 

@@ -7,10 +7,8 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 from pictures import write_pictures
 from ruamel.yaml import YAML
 from torch import Tensor, distributed, nn
+from warm import Command, Warm
 
 import kdzoo
 from kdzoo.extend.gathering import shared_as
@@ -155,22 +154,19 @@ def write(tmp_path: Path, spec: dict[str, Any]) -> Path:
     return file
 
 
-def start(
-    tmp_path: Path, spec: dict[str, Any], *arguments: str, torchrun: list[str] | None = None
-) -> subprocess.Popen[str]:
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tmp_path: Path, warm: Warm) -> Start:
     """``torchrun --nproc-per-node=2 -m kdzoo run``, in a session of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [*command, *(torchrun or []), "-m", "kdzoo", "run", str(write(tmp_path, spec)), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A test run in the background of a shell ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+
+    def started(spec: dict[str, Any], *arguments: str, torchrun: Sequence[str] = ()) -> Command:
+        command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *torchrun]
+        run = ["-m", "kdzoo", "run", str(write(tmp_path, spec)), *arguments]
+        return warm.start(*command, *run, cwd=tmp_path)
+
+    return started
 
 
 def ours(said: str) -> list[str]:
@@ -178,12 +174,12 @@ def ours(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("kdzoo: ")]
 
 
-def by_rank(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def by_rank(process: Command) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children()
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
 
-def checkpointed(tmp_path: Path, process: subprocess.Popen[str], pattern: str) -> None:
+def checkpointed(tmp_path: Path, process: Command, pattern: str) -> None:
     """Wait until a run has a checkpoint."""
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(f"runs/{pattern}/checkpoint.pt")):
@@ -203,9 +199,11 @@ def assert_same_student(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_lost_processes_again(tmp_path: Path, rich: dict[str, Any]) -> None:
+def test_torchrun_starts_lost_processes_again(
+    tmp_path: Path, rich: dict[str, Any], start: Start
+) -> None:
     spec = {**rich, "baseline": False, "train": {**rich["train"], "epochs": 60}}
-    process = start(tmp_path, spec, torchrun=["--max-restarts=1"])
+    process = start(spec, torchrun=["--max-restarts=1"])
     checkpointed(tmp_path, process, "tiny-??????????")
     by_rank(process)[1].kill()
     output, said = process.communicate(timeout=240)
@@ -249,10 +247,10 @@ LOOKING = {  # its policy compares features on validation images, of which it wa
 
 @pytest.mark.parametrize("change", [{}, pytest.param(LOOKING, marks=pytest.mark.slow)])
 def test_a_run_in_two_processes_is_that_of_one(
-    tmp_path: Path, rich: dict[str, Any], change: dict[str, Any]
+    tmp_path: Path, rich: dict[str, Any], start: Start, change: dict[str, Any]
 ) -> None:
     rich = {**rich, **change}
-    process = start(tmp_path, rich)
+    process = start(rich)
     alone = kdzoo.run(rich, runs=tmp_path / "alone")
     output, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
@@ -277,13 +275,15 @@ def test_a_run_in_two_processes_is_that_of_one(
 
 
 @pytest.mark.slow
-def test_what_one_process_began_goes_on_in_two(tmp_path: Path, rich: dict[str, Any]) -> None:
+def test_what_one_process_began_goes_on_in_two(
+    tmp_path: Path, rich: dict[str, Any], start: Start
+) -> None:
     spec = {**rich, "baseline": False}
     whole = kdzoo.run(spec, runs=tmp_path / "whole")
     cut = kdzoo.run({**spec, "stop_epoch": 2}, runs=tmp_path / "runs").directory
     directory = cut.rename(cut.with_name(whole.directory.name))
     (directory / "report.json").unlink()
-    process = start(tmp_path, spec)
+    process = start(spec)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "student: continued after epoch 2" in said
@@ -294,10 +294,10 @@ def test_what_one_process_began_goes_on_in_two(tmp_path: Path, rich: dict[str, A
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_lost_process_ends_the_run_which_then_goes_on_alone(
-    tmp_path: Path, rich: dict[str, Any], rank: int
+    tmp_path: Path, rich: dict[str, Any], start: Start, rank: int
 ) -> None:
     spec = {**rich, "baseline": False, "train": {**rich["train"], "epochs": 300}}
-    process = start(tmp_path, spec)
+    process = start(spec)
     checkpointed(tmp_path, process, "tiny-??????????")
     by_rank(process)[rank].kill()
     _, said = process.communicate(timeout=60)
@@ -318,13 +318,15 @@ def test_a_lost_process_ends_the_run_which_then_goes_on_alone(
 
 
 @pytest.mark.slow
-def test_streamed_images_in_two_processes(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_streamed_images_in_two_processes(
+    tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
     """Each reads its own part of a batch, and no crop depends on who reads it."""
     root = write_pictures(tmp_path / "pictures")
     data = {"use": "image-folder", "root": str(root), "size": 12, "memory_gb": 0, "workers": 1}
     losses = [*tiny["losses"], {"use": "crd", "negatives": 8}]
     spec = {**tiny, "data": {**data, "validation": 0.25}, "losses": losses, "policy": "all"}
-    process = start(tmp_path, spec)
+    process = start(spec)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     alone = kdzoo.run({**spec, "data": {**spec["data"], "workers": 0}}, runs=tmp_path / "alone")
@@ -362,12 +364,12 @@ def kdzoo_losses():
     ],
 )
 def test_what_ends_a_run_is_said_once(
-    tmp_path: Path, tiny: dict[str, Any], change: dict[str, Any], message: str
+    tmp_path: Path, tiny: dict[str, Any], start: Start, change: dict[str, Any], message: str
 ) -> None:
     plugin = tmp_path / "fails.py"
     plugin.write_text(FAILS)
     alone = {"teacher": None, "baseline": False, "losses": ["ce"], "policy": "all"}
-    process = start(tmp_path, {**tiny, **alone, **change}, "--plugin", str(plugin))
+    process = start({**tiny, **alone, **change}, "--plugin", str(plugin))
     _, said = process.communicate(timeout=120)
     assert str(Path(kdzoo.__file__).parent) not in said  # a traceback of ours
     assert process.returncode != 0
@@ -380,11 +382,11 @@ def test_what_ends_a_run_is_said_once(
     ("number", "whom"), [(signal.SIGINT, "group"), (signal.SIGTERM, "torchrun")]
 )
 def test_interrupted_from_outside(
-    tmp_path: Path, tiny: dict[str, Any], number: signal.Signals, whom: str
+    tmp_path: Path, tiny: dict[str, Any], start: Start, number: signal.Signals, whom: str
 ) -> None:
     train = {**tiny["train"], "epochs": 2000}
     spec = {**tiny, "baseline": False, "policy": "all", "train": train}
-    process = start(tmp_path, spec)
+    process = start(spec)
     checkpointed(tmp_path, process, "tiny-??????????")
     send: Callable[[int, int], None] = os.kill if whom == "torchrun" else os.killpg
     send(process.pid, number)
@@ -396,10 +398,12 @@ def test_interrupted_from_outside(
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_found_and_a_study_is_led(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_a_finished_run_is_found_and_a_study_is_led(
+    tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
     spec = {k: v for k, v in tiny.items() if k != "seed"}
     for again in (False, True):
-        process = start(tmp_path, {**spec, "seeds": [0, 1], "baseline": False, "policy": "all"})
+        process = start({**spec, "seeds": [0, 1], "baseline": False, "policy": "all"})
         output, said = process.communicate(timeout=240)
         assert process.returncode == 0, said
         assert output.count("Report:") == 1

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +16,7 @@ import torch
 from pictures import write_pictures
 from ruamel.yaml import YAML
 from torch import nn
+from warm import Warm
 
 import kdzoo
 from kdzoo.distill.distiller import Distiller
@@ -345,7 +343,7 @@ def test_a_disk_that_refuses_does_not_end_the_run(
 
 
 def test_what_was_being_written_at_sigkill_is_not_read(
-    tmp_path: Path, spec: dict[str, Any]
+    tmp_path: Path, spec: dict[str, Any], warm: Warm
 ) -> None:
     spec.update(store_gb=1.0, train={"epochs": 40, "batch_size": 7})
     wanted = exact({**spec, "store_gb": 0.0}, tmp_path / "alone")
@@ -353,8 +351,7 @@ def test_what_was_being_written_at_sigkill_is_not_read(
     with open(file, "w") as stream:
         YAML(typ="safe", pure=True).dump(spec, stream)
     runs = tmp_path / "runs"
-    command = [sys.executable, "-m", "kdzoo", "run", str(file), "--runs", str(runs)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = warm.start("kdzoo", "run", str(file), "--runs", str(runs), cwd=tmp_path)
     while len(stored(runs)) < 3 and process.poll() is None:
         time.sleep(0.01)
     process.kill()
@@ -366,16 +363,16 @@ def test_what_was_being_written_at_sigkill_is_not_read(
     assert not list(stored(runs)[0].parent.glob("*.partial"))
 
 
-def test_two_processes_on_one_store(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_two_processes_on_one_store(tmp_path: Path, spec: dict[str, Any], warm: Warm) -> None:
     spec.update(store_gb=1.0, train={"epochs": 15, "batch_size": 7})
     kdzoo.run({**spec, "store_gb": 0.0}, runs=tmp_path)  # the teacher
     file = tmp_path / "spec.yaml"
     with open(file, "w") as stream:
         YAML(typ="safe", pure=True).dump(spec, stream)
-    command = [sys.executable, "-m", "kdzoo", "run", str(file), "--runs", str(tmp_path)]
+    command = ["kdzoo", "run", str(file), "--runs", str(tmp_path)]
     weights = (0.5, 0.7)
     processes = [
-        subprocess.Popen([*command, "--set", f"losses.kd.weight={weight}"], env=os.environ)
+        warm.start(*command, "--set", f"losses.kd.weight={weight}", cwd=tmp_path)
         for weight in weights
     ]
     assert [process.wait() for process in processes] == [0, 0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy import Engine, event
 
 import kdzoo
 from kdzoo.spec.read import read_spec
@@ -19,6 +21,18 @@ SPACE = {
     "policy": {"choices": ["all", {"use": "tllm", "start_epoch": 1}]},
     "policy.patience": {"low": 1, "high": 3, "step": 1},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hasty_database() -> Iterator[None]:
+    """As files are (tests/conftest.py): a study's database does not wait for the disk either."""
+
+    def connected(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    yield
+    event.remove(Engine, "connect", connected)
 
 
 @pytest.fixture
@@ -74,9 +88,8 @@ def test_a_policy_that_reads_validation_images_keeps_them(
     ("objective", "highest"),
     [
         (["worst_class"], [1.0]),
-        (["worst_tenth"], [1.0]),
         (["hurt_classes"], [10.0]),
-        (["accuracy", "hurt_classes"], [1.0, 10.0]),
+        (["worst_tenth", "hurt_classes"], [1.0, 10.0]),
     ],
 )
 def test_each_objective_over_seeds(

@@ -20,24 +20,25 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
+from warm import Command, Warm
 
 TRIALS = 4
 
 
-def worker(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``kdzoo tune``, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdzoo", "tune", "spec.yaml", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+Worker = Callable[..., Command]
 
 
-def until(found: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+@pytest.fixture
+def worker(tmp_path: Path, warm: Warm) -> Worker:
+    """Starts ``kdzoo tune``, in a session of its own."""
+
+    def start(*arguments: str) -> Command:
+        return warm.start("kdzoo", "tune", "spec.yaml", *arguments, cwd=tmp_path, merged=True)
+
+    return start
+
+
+def until(found: Callable[[], bool], process: Command | subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 120
     while not found():
         assert process.poll() is None, process.communicate()[0]
@@ -151,18 +152,20 @@ def at_work(tmp_path: Path) -> int:
     return len({trial.user_attrs.get("worker") for trial in running} - {None})
 
 
-def helpers(process: subprocess.Popen[str]) -> list[int]:
+def helpers(process: Command) -> list[int]:
     """The processes that a worker has started to work beside it."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(p) for p in children if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
 @pytest.mark.slow
-def test_of_two_workers_one_is_killed(tmp_path: Path, spec: dict[str, Any], storage: str) -> None:
+def test_of_two_workers_one_is_killed(
+    tmp_path: Path, spec: dict[str, Any], storage: str, worker: Worker
+) -> None:
     shared = ["--storage", storage]
-    first = worker(tmp_path, *shared)
+    first = worker(*shared)
     until(lambda: begun(tmp_path), first)
-    second = worker(tmp_path, *shared)
+    second = worker(*shared)
     time.sleep(1)
     first.kill()
     first.communicate()
@@ -172,9 +175,11 @@ def test_of_two_workers_one_is_killed(tmp_path: Path, spec: dict[str, Any], stor
 
 
 @pytest.mark.slow
-def test_two_commands_finish_one_study(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_two_commands_finish_one_study(
+    tmp_path: Path, spec: dict[str, Any], worker: Worker
+) -> None:
     """The best setting is trained again once; whoever comes second waits for it."""
-    both = [worker(tmp_path) for _ in range(2)]
+    both = [worker() for _ in range(2)]
     for process in both:
         said, _ = process.communicate(timeout=280)
         assert process.returncode == 0, said
@@ -185,9 +190,11 @@ def test_two_commands_finish_one_study(tmp_path: Path, spec: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
-def test_a_worker_whose_trial_was_taken_over_goes_on(tmp_path: Path, spec: dict[str, Any]) -> None:
+def test_a_worker_whose_trial_was_taken_over_goes_on(
+    tmp_path: Path, spec: dict[str, Any], worker: Worker
+) -> None:
     """As that of a machine which slept for longer than its heartbeat may be missing."""
-    process = worker(tmp_path)
+    process = worker()
     until(lambda: at_work(tmp_path) == 1, process)
     (file,) = tmp_path.glob("runs/tiny-tune-*/study.db")
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{file}")
@@ -202,8 +209,10 @@ def test_a_worker_whose_trial_was_taken_over_goes_on(tmp_path: Path, spec: dict[
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_one_of_a_command_s_two_workers_is_killed(tmp_path: Path, spec: dict[str, Any]) -> None:
-    process = worker(tmp_path, "--workers", "2")
+def test_one_of_a_command_s_two_workers_is_killed(
+    tmp_path: Path, spec: dict[str, Any], worker: Worker
+) -> None:
+    process = worker("--workers", "2")
     until(lambda: at_work(tmp_path) == 2, process)
     (helper,) = helpers(process)
     os.kill(helper, signal.SIGKILL)
@@ -220,9 +229,9 @@ def test_one_of_a_command_s_two_workers_is_killed(tmp_path: Path, spec: dict[str
     counts_add_up(trials(tmp_path))
 
 
-def interrupt(tmp_path: Path, presses: int) -> None:
+def interrupt(tmp_path: Path, worker: Worker, presses: int) -> None:
     """Press Ctrl-C while two workers have a trial each; both end, and leave the trials queued."""
-    process = worker(tmp_path, "--workers", "2")
+    process = worker("--workers", "2")
     until(lambda: at_work(tmp_path) == 2, process)
     (helper,) = helpers(process)
     for _ in range(presses):
@@ -240,10 +249,10 @@ def interrupt(tmp_path: Path, presses: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_an_interrupted_study_goes_on(tmp_path: Path, spec: dict[str, Any]) -> None:
-    interrupt(tmp_path, presses=1)
+def test_an_interrupted_study_goes_on(tmp_path: Path, spec: dict[str, Any], worker: Worker) -> None:
+    interrupt(tmp_path, worker, presses=1)
     before = {t.number for t in trials(tmp_path) if t.state == TrialState.COMPLETE}
-    again = worker(tmp_path, "--resume", "--trials", str(len(before) + 1))
+    again = worker("--resume", "--trials", str(len(before) + 1))
     said, _ = again.communicate(timeout=280)
     assert again.returncode == 0, said
     (new,) = (
@@ -256,5 +265,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, spec: dict[str, Any]) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path, spec: dict[str, Any]) -> None:
-    interrupt(tmp_path, presses=2)
+def test_a_second_ctrl_c_ends_all_workers_at_once(
+    tmp_path: Path, spec: dict[str, Any], worker: Worker
+) -> None:
+    interrupt(tmp_path, worker, presses=2)
