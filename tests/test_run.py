@@ -861,8 +861,16 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any
 def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
+    unheld = {**tiny["data"], "validation": 0}
     for change in (
         {"policy": {"use": "fixed", "classes": ["nobody"]}},
+        {"policy": {"use": "fixed", "classes": list("abcdefghi")}},
+        {"baseline": False},
+        {"policy": {"use": "tllm", "signal": "cka"}},
+        {
+            "policy": {"use": "tllm", "source": "validation"},
+            "data": {**tiny["data"], "validation": 0},
+        },
         {"losses": ["ce", {"use": "sample-feature", "layers": {"student": 7, "teacher": 0}}]},
         {"data": {"use": "sample-odd", "wrong": "crash"}},
         {"stages": None},

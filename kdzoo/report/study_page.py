@@ -148,7 +148,8 @@ def _said(setting: Setting) -> str:
     return (
         f"{count} seeds: {hurt} classes hurt, {helped} helped, and no difference shown for "
         f"{classes - hurt - helped}. On average, {100 * FALSE_DISCOVERIES:.0f} % at most of the "
-        f"classes named are named wrongly. If it were the only one, {least}."
+        f"classes named are named wrongly. If it were the only one, {least}. The bars of classes "
+        "that are named allow for the selection; the others are 90 % intervals."
     )
 
 

@@ -295,7 +295,8 @@ def test_what_tllm_cannot_have_is_refused() -> None:
 
 
 def test_a_teacher_that_knows_all_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    for signal, warnings in (("agreement", 1), ("baseline", 0)):
+    warned = {"agreement": 1, "residual": 1, "divergence": 1, "baseline": 0}
+    for signal, warnings in warned.items():
         caplog.clear()
         decide(policy("tllm", signal=signal), *falling({}, 3))
         assert caplog.text.count("right on 100.0 % of the training images") == warnings

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made import HOSTILE, IMAGES, finished_run, names_of
 from page_reader import Page
+from ruamel.yaml import YAML
 
 import kdzoo
 from kdzoo.report.evidence import expected_harm, judge
@@ -142,6 +143,31 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     assert {link[1:] for link in links if link[0] == "#"} <= {
         a["id"] for _, a in page.elements if "id" in a
     }
+
+
+def test_growing_teachers_and_a_chain_are_swept_from_one_spec(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    trained = {"epochs": 1}
+    large = {"use": "mlp", "widths": [32], "train": trained}
+    student = {"use": "mlp", "widths": [16]}
+    assistant = {**tiny, "name": "assistant", "teacher": large, "student": student}
+    yaml.dump({**assistant, "baseline": False, "policy": "all"}, tmp_path / "assistant.yaml")
+    teachers = [{**large, "widths": [16]}, large, {"run": "assistant.yaml"}]
+    swept = {key: value for key, value in tiny.items() if key != "teacher"}
+    yaml.dump({**swept, "sweep": {"teacher": teachers}}, tmp_path / "gap.yaml")
+    study = kdzoo.run_study(tmp_path / "gap.yaml", runs=tmp_path / "runs")
+    names = [setting.name for setting in study.report.settings]
+    assert names[:2] == ["teacher=mlp, teacher.widths=[16]", "teacher=mlp, teacher.widths=[32]"]
+    assert names[2].startswith("teacher.run=")
+    small, wide, chain = (setting.capacity_gap for setting in study.report.settings)
+    assert small == chain
+    assert small is not None
+    assert wide is not None
+    assert wide > small > 1
+    page = Page((study.directory / "report.html").read_text(encoding="utf-8"))
+    assert sum(tag == "circle" for tag, _ in page.elements) == 3
 
 
 def test_runs_without_a_baseline_are_compared_by_their_accuracy(
