@@ -867,10 +867,7 @@ def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
         {"policy": {"use": "fixed", "classes": list("abcdefghi")}},
         {"baseline": False},
         {"policy": {"use": "tllm", "signal": "cka"}},
-        {
-            "policy": {"use": "tllm", "source": "validation"},
-            "data": {**tiny["data"], "validation": 0},
-        },
+        {"policy": {"use": "tllm", "source": "validation"}, "data": unheld},
         {"losses": ["ce", {"use": "sample-feature", "layers": {"student": 7, "teacher": 0}}]},
         {"data": {"use": "sample-odd", "wrong": "crash"}},
         {"stages": None},

@@ -29,7 +29,14 @@ from kdzoo.training.directory import RunDirectory
 
 __all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "told_apart"]
 
-_METRICS = ("accuracy", "balanced_accuracy", "worst_tenth", "top5", "calibration_error")
+_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "corrected_accuracy",
+    "worst_tenth",
+    "top5",
+    "calibration_error",
+)
 
 
 class Spread(Record):
@@ -97,8 +104,11 @@ class Setting(Record):
         name: what tells it from the other settings; empty if there is no other.
         directories: the run directories, in the order of the seeds.
         seeds: the seeds.
-        student: the student's accuracy and other numbers, by name.
+        student: the student's accuracy and other numbers, by name; ``worst_class`` is the accuracy
+            of whichever class does worst.
         baseline: the same of the baseline; empty without one.
+        teacher: the same of the teacher; empty without one.
+        agreement: on what share of the test images student and teacher answer the same.
         difference: the student's accuracy less the baseline's, seed by seed.
         against_first: the student's accuracy less that of the first setting, seed by seed; ``None``
             for the first itself, and where no seed is common to both.
@@ -112,6 +122,8 @@ class Setting(Record):
     seeds: tuple[int, ...]
     student: dict[str, Spread]
     baseline: dict[str, Spread]
+    teacher: dict[str, Spread]
+    agreement: Spread | None
     difference: Spread | None
     against_first: Spread | None
     harm: float | None
@@ -198,6 +210,8 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
     reports = [result.report for result in group]
     baselines = [report.baseline for report in reports if report.baseline is not None]
     students = [report.student for report in reports]
+    teachers = [report.teacher for report in reports if report.teacher is not None]
+    agreements = [report.agreement for report in reports if report.agreement is not None]
     paired = len(baselines) == len(reports)
     classes, harm = _evidence(reports) if paired else ({}, None)
     others = {result.seed: result.report.student.accuracy for result in first}
@@ -206,13 +220,15 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         for result in group
         if group is not first and result.seed in others
     ]
-    teacher = reports[0].teacher_parameters
+    parameters = reports[0].teacher_parameters
     return Setting(
         name=name,
         directories=tuple(str(result.directory.path) for result in group),
         seeds=tuple(result.seed for result in group),
         student=_spreads(students),
         baseline=_spreads(baselines) if paired else {},
+        teacher=_spreads(teachers) if teachers else {},
+        agreement=Spread.of(agreements) if agreements else None,
         difference=Spread.of(
             [s.accuracy - b.accuracy for s, b in zip(students, baselines, strict=True)]
         )
@@ -220,13 +236,14 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         else None,
         against_first=Spread.of(shared) if shared else None,
         harm=harm,
-        capacity_gap=teacher / reports[0].parameters if teacher else None,
+        capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
     )
 
 
 def _spreads(scores: Sequence[Score]) -> dict[str, Spread]:
     values = {metric: [getattr(score, metric) for score in scores] for metric in _METRICS}
+    values["worst_class"] = [min(score.classes.values()) for score in scores]
     return {metric: Spread.of(v) for metric, v in values.items() if None not in v}
 
 

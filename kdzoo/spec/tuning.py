@@ -37,7 +37,8 @@ from kdzoo.spec.torch_entries import argument_names
 
 __all__ = ["SearchEntry", "Tune", "Tuning", "read_tuning"]
 
-Objective = Literal["accuracy", "worst_class", "worst_tenth", "hurt_classes"]
+Objective = Literal["accuracy", "worst_class", "worst_tenth", "harm", "hurt_classes"]
+AGAINST_BASELINE = frozenset({"harm", "hurt_classes"})  # the fewer the better
 
 _ENTRIES: dict[str, type[Entry]] = {
     "adapter": AdapterEntry,
@@ -209,8 +210,9 @@ def read_tuning(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         )
     if len(set(tune.objective)) < len(tune.objective):
         raise SpecError(document.error(("tune", "objective"), "has the same one twice"))
-    if "hurt_classes" in tune.objective and not base[0].baseline:
-        problem = "hurt_classes is measured against the baseline; say `baseline: true`"
+    compared = sorted(AGAINST_BASELINE & set(tune.objective))
+    if compared and not base[0].baseline:
+        problem = f"{compared[0]} is measured against the baseline; say `baseline: true`"
         raise SpecError(document.error(("tune", "objective"), problem))
     space, origins = _space(document, tune, base[0], problems)
     if problems:

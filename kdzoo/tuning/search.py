@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.extend.ranges import Choices, Range
 from kdzoo.seeds import stream
-from kdzoo.spec.tuning import SearchEntry, Tuning
+from kdzoo.spec.tuning import AGAINST_BASELINE, SearchEntry, Tuning
 
 __all__ = [
     "RETRIES",
@@ -87,7 +87,7 @@ def make_pruner(tuning: Tuning) -> BasePruner:
         SpecError: Optuna has no such pruner, it does not take these arguments, or has no use here.
     """
     entry, objective, seeds = tuning.tune.pruner, tuning.tune.objective, len(tuning.base)
-    late = objective == ("hurt_classes",)
+    late = len(objective) == 1 and objective[0] in AGAINST_BASELINE
     if entry is None:
         pruned = len(objective) == 1 and not late
         return optuna.pruners.MedianPruner() if pruned else optuna.pruners.NopPruner()
@@ -95,8 +95,8 @@ def make_pruner(tuning: Tuning) -> BasePruner:
         raise SpecError("tune.pruner: Optuna prunes by one objective only; remove it")
     if late and plain(entry.use) not in ("nop", "wilcoxon"):
         raise SpecError(
-            "tune.pruner: hurt_classes are counted when a seed's run is through, not after each "
-            "epoch; only wilcoxon can prune by them"
+            f"tune.pruner: {objective[0]} is measured when a seed's run is through, not after each "
+            "epoch; only wilcoxon can prune by it"
         )
     last = tuning.longest() * seeds
     extra = {"max_resource": last} if plain(entry.use) == "hyperband" else {}

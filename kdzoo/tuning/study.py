@@ -35,11 +35,12 @@ from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline import Run, Sessions, run_study
 from kdzoo.pipeline import Study as Runs
+from kdzoo.report.evidence import expected_harm, paired_error
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec
 from kdzoo.spec.models import Spec
 from kdzoo.spec.read import dump_spec
-from kdzoo.spec.tuning import Tuning, read_tuning
+from kdzoo.spec.tuning import AGAINST_BASELINE, Tuning, read_tuning
 from kdzoo.training.checkpoint import Checkpoint
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
@@ -207,7 +208,7 @@ class _Worker:
     @property
     def directions(self) -> list[StudyDirection]:
         return [
-            StudyDirection.MINIMIZE if name == "hurt_classes" else StudyDirection.MAXIMIZE
+            StudyDirection.MINIMIZE if name in AGAINST_BASELINE else StudyDirection.MAXIMIZE
             for name in self.tuning.tune.objective
         ]
 
@@ -484,7 +485,9 @@ class _Watch:
         pruner = worker.tuning.tune.pruner
         self._by_seed = pruner is not None and plain(pruner.use) == "wilcoxon"
         objective = worker.tuning.tune.objective
-        self._prunes = len(objective) == 1 and (self._by_seed or objective != ("hurt_classes",))
+        self._prunes = len(objective) == 1 and (
+            self._by_seed or objective[0] not in AGAINST_BASELINE
+        )
 
     def begin(self, role: str) -> None:
         """See :class:`kdzoo.training.loop.Watch`."""
@@ -507,7 +510,7 @@ class _Watch:
         correct = [np.array(one) for one in kept.validation]
         sessions = self.worker.sessions
         baseline = None
-        if "hurt_classes" in self.worker.tuning.tune.objective:
+        if AGAINST_BASELINE & set(self.worker.tuning.tune.objective):
             other = Checkpoint.load(sessions.directory(baseline_spec(spec)))
             assert other is not None
             baseline = np.array(other.validation[-1])
@@ -544,8 +547,10 @@ class _Watch:
             "accuracy": correct.sum() / images.sum(),
             "worst_class": shares[0],
             "worst_tenth": shares[: math.ceil(len(shares) / 10)].mean(),
-            "hurt_classes": 0.0 if baseline is None else float((correct < baseline).sum()),
         }
+        if baseline is not None:
+            values["harm"] = _harm(correct[known], baseline[known], images[known])
+            values["hurt_classes"] = (correct < baseline).sum()
         return tuple(float(values[name]) for name in self.worker.tuning.tune.objective)
 
     def _show(self, doing: str) -> None:
@@ -554,6 +559,13 @@ class _Watch:
             self._shown = time.monotonic()
             which = f"seed {self.seed + 1}, " if self.worker.seeds > 1 else ""
             self.trial.set_user_attr("doing", which + doing)
+
+
+def _harm(correct: Ints, baseline: Ints, images: Ints) -> float:
+    """The expected harm, of (C,) each. Which images both got right is not kept: as by chance."""
+    gained, lost = correct * (1 - baseline / images), baseline * (1 - correct / images)
+    errors = paired_error(gained, lost, images.astype(np.float64))
+    return expected_harm((correct - baseline) / images, errors)
 
 
 def _whole(spec: Spec) -> Spec:

@@ -78,7 +78,9 @@ def importances_of(study: Study, objective: int) -> dict[str, float]:
 
 def number(name: str, value: float) -> str:
     """A value of an objective as it is shown."""
-    return f"{value:.4g}" if name == "hurt_classes" else f"{100 * value:.2f} %"
+    if name == "hurt_classes":
+        return f"{value:.4g}"
+    return f"{100 * value:.2f} {'points' if name == 'harm' else '%'}"
 
 
 def short(value: Any) -> str:

@@ -49,6 +49,16 @@ def test_five_seeds_have_verdicts(tmp_path: Path) -> None:
     assert setting.student["accuracy"].mean == pytest.approx(np.mean(accuracies))
     assert setting.student["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
     assert setting.capacity_gap == 10
+    for metric in ("corrected_accuracy", "calibration_error"):
+        values = [getattr(report.student, metric) for report in reports]
+        assert setting.student[metric].mean == pytest.approx(np.mean(values))
+    worst = [min(report.student.classes.values()) for report in reports]
+    assert setting.student["worst_class"].mean == pytest.approx(np.mean(worst))
+    errors = [report.teacher.calibration_error for report in reports if report.teacher]
+    assert setting.teacher["calibration_error"].mean == pytest.approx(np.mean(errors))
+    agreements = [report.agreement for report in reports]
+    assert setting.agreement is not None
+    assert setting.agreement.mean == pytest.approx(np.mean(agreements))
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])

@@ -89,7 +89,7 @@ def test_a_policy_that_reads_validation_images_keeps_them(
     [
         (["worst_class"], [1.0]),
         (["hurt_classes"], [10.0]),
-        (["worst_tenth", "hurt_classes"], [1.0, 10.0]),
+        (["worst_tenth", "harm", "hurt_classes"], [1.0, 10.0, 10.0]),
     ],
 )
 def test_each_objective_over_seeds(
@@ -102,7 +102,7 @@ def test_each_objective_over_seeds(
         assert len(trial.user_attrs["runs"]) == 2
         assert all(0 <= v <= high for v, high in zip(trial.values, highest, strict=True))
     assert isinstance(done.final, kdzoo.Study)
-    signs = [-1 if name == "hurt_classes" else 1 for name in objective]
+    signs = [-1 if name in ("harm", "hurt_classes") else 1 for name in objective]
     assert [d.name for d in done.study.directions] == [
         "MINIMIZE" if sign < 0 else "MAXIMIZE" for sign in signs
     ]
@@ -284,6 +284,7 @@ def test_keys_of_a_stage_below_what_is_chosen(tuned: dict[str, Any]) -> None:
         ({"pruner": {"use": "hyperband", "min_resource": 0}}, "pruner hyperband"),
         ({"sampler": "bruteforce"}, "sampler bruteforce"),
         ({"pruner": "median", "objective": "hurt_classes"}, "only wilcoxon can prune"),
+        ({"pruner": "median", "objective": "harm"}, "harm is measured when a seed's run"),
         ({"objective": "loss"}, "objective"),
         ({"objective": ["accuracy", "accuracy"]}, "the same one twice"),
         ({"space": ["policy"]}, "must be `default`, or a range"),
