@@ -309,8 +309,8 @@ def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
     last = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["untaught"] == ["b"]
     page = (run.directory / "report.html").read_text()
-    assert "to the end, weight 0.5" in page
-    assert "teaching stopped" not in page
+    assert "never but with weight 0.5" in page
+    assert "teaching went down to 0.5 after epoch 0" in page
 
 
 def test_the_best_validation_epoch_is_tested_once(

@@ -195,13 +195,18 @@ class TeachingCurves:
 
     @property
     def untaught(self) -> list[int]:
-        """The classes that were *untaught* in the last epoch, by their ``state``; where that is not
-        known, those that got nothing of the teacher's terms."""
-        stopped = self.teacher_weight[-1] == 0
+        """The classes that were *untaught* in the last epoch."""
+        return [int(c) for c in np.flatnonzero(self.stopped[-1])]
+
+    @property
+    def stopped(self) -> npt.NDArray[np.bool_]:
+        """(E, C), whether the class was *untaught*, by its ``state``; where that is not known,
+        whether it got nothing of the teacher's terms."""
+        stopped = self.teacher_weight == 0
         if self.state is not None:
-            known = np.isfinite(self.state[-1])
-            stopped = np.where(known, self.state[-1] == ClassState.UNTAUGHT, stopped)
-        return [int(c) for c in np.flatnonzero(stopped)]
+            known = np.isfinite(self.state)
+            stopped = np.where(known, self.state == ClassState.UNTAUGHT, stopped)
+        return stopped
 
     def first(self, epochs: int) -> TeachingCurves:
         """Copies of the first epochs of all curves."""

@@ -199,9 +199,8 @@ def _of(score: Score | None, column: str, name: str) -> float | None:
 
 
 def _stops(curves: TeachingCurves) -> list[int | None]:
-    """For each class, after which epoch the teacher was no longer listened to; ``None`` if it is to
-    the end."""
-    taught = curves.teacher_weight > 0
+    """For each class, after which epoch it was untaught; ``None`` if it was taught to the end."""
+    taught = ~curves.stopped
     return [
         None if column[-1] else int(np.flatnonzero(column)[-1] + 1 if column.any() else 0)
         for column in taught.T
@@ -213,6 +212,9 @@ def _taught(curves: TeachingCurves) -> list[str]:
     for stop, weight in zip(_stops(curves), curves.teacher_weight[-1], strict=True):
         if stop is None:
             words.append("to the end" if weight == 1 else f"to the end, weight {weight:.3g}")
+        elif weight:
+            rest = f"weight {weight:.3g}"
+            words.append(f"to epoch {stop}, then {rest}" if stop else f"never but with {rest}")
         else:
             words.append(f"to epoch {stop}" if stop else "never")
     return words
@@ -239,7 +241,9 @@ def _figures(
         said = [f"{name}: after the last epoch"]
         said += [f"{who} {_percent(float(line[-1, column]))} %" for who, line in lines.items()]
         if stop is not None:
-            said.append(f"teaching stopped after epoch {stop}")
+            weight = curves.teacher_weight[-1, column]
+            to = f"went down to {weight:.3g}" if weight else "stopped"
+            said.append(f"teaching {to} after epoch {stop}")
         figures.append(
             CurveFigure(
                 name=name,

@@ -19,6 +19,7 @@ _CELL = 12  # pixels a class, and at most so many an epoch
 _MAX_WIDTH = 480  # of all epochs together
 _BLUE, _WHITE, _RED = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 _GREY = (128, 128, 128)
+_NATS = 2.0  # the greatest divergence that is told apart
 
 
 class TensorBoard(kdzoo.Observer):
@@ -58,18 +59,17 @@ class TensorBoard(kdzoo.Observer):
             self._writer.add_scalar(name, value, record.step)
         self._writer.add_scalar("loader/share", record.loader_share, record.step)
         curves = record.curves
-        maps: dict[str, tuple[Floats, float, float]] = {"student": (curves.student, 0, 1)}
+        maps = _maps(curves)
+        if curves.validation is not None:
+            validation = _maps(curves.validation)
+            maps |= {f"{name}, validation": drawn for name, drawn in validation.items()}
         if np.isfinite(curves.teacher).any():
-            maps["teacher"] = (curves.teacher, 0, 1)
-            maps["agreement"] = (curves.agreement, 0, 1)
             maps["taught"] = (np.minimum(curves.teacher_weight, 1), 0, 1)
             if curves.state is not None:
                 maps["state"] = (curves.state, 0, 3)
             untaught = [run.classes[c] for c in curves.untaught]
             self._writer.add_scalar("policy/untaught", len(untaught), record.step)
             self._writer.add_text("policy/untaught", ", ".join(untaught) or "none", record.step)
-        if curves.baseline is not None:
-            maps["gap to baseline"] = (curves.student - curves.baseline, -0.5, 0.5)
         for name, (values, low, high) in maps.items():
             picture = heat_map(values, run.classes, run.epochs, low, high)
             self._writer.add_image(f"classes/{name}", picture, record.step, dataformats="HWC")
@@ -83,6 +83,21 @@ class TensorBoard(kdzoo.Observer):
         """See :meth:`kdzoo.Observer.end`."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _maps(curves: kdzoo.TeachingCurves) -> dict[str, tuple[Floats, float, float]]:
+    """What can be drawn of some images' curves: values, and the least and the greatest of the
+    scale. All that a policy may decide by is among it."""
+    maps: dict[str, tuple[Floats, float, float]] = {"student": (curves.student, 0, 1)}
+    if np.isfinite(curves.teacher).any():
+        maps["teacher"] = (curves.teacher, 0, 1)
+        maps["agreement"] = (curves.agreement, 0, 1)
+        maps["divergence"] = (curves.divergence, 0, _NATS)
+    if curves.similarity is not None:
+        maps["similarity"] = (curves.similarity, 0, 1)
+    if curves.baseline is not None:
+        maps["gap to baseline"] = (curves.student - curves.baseline, -0.5, 0.5)
+    return maps
 
 
 def heat_map(
