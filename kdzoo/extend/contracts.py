@@ -202,7 +202,7 @@ class TeachingCurves:
     def stopped(self) -> npt.NDArray[np.bool_]:
         """(E, C), whether the class was *untaught*, by its ``state``; where that is not known,
         whether it got nothing of the teacher's terms."""
-        stopped = self.teacher_weight == 0
+        stopped: npt.NDArray[np.bool_] = self.teacher_weight == 0
         if self.state is not None:
             known = np.isfinite(self.state)
             stopped = np.where(known, self.state == ClassState.UNTAUGHT, stopped)
