@@ -21,13 +21,15 @@ from kdzoo.report.evidence import (
     Verdict,
     expected_harm,
     judge,
+    mcnemar,
 )
 from kdzoo.report.summary import Record, Report, Score
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import settings_of
+from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "told_apart"]
+__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "TwoNetworks", "told_apart"]
 
 _METRICS = (
     "accuracy",
@@ -135,16 +137,45 @@ class Setting(Record):
         return sum(evidence.verdict == verdict for evidence in self.classes.values())
 
 
+class TwoNetworks(Record):
+    """The students of two runs as two given networks, on the same test images.
+
+    Attributes:
+        directories: the run directories.
+        only: how many images each alone gets right.
+        p: see :func:`kdzoo.report.evidence.mcnemar`; nothing about another seed.
+    """
+
+    directories: tuple[str, str]
+    only: tuple[int, int]
+    p: float
+
+    @classmethod
+    def of(cls, one: RunDirectory, other: RunDirectory) -> TwoNetworks | None:
+        """Compare two students; ``None`` if they were tested on different images."""
+        (targets, answers), (others_targets, others_answers) = map(read_answers, (one, other))
+        if not np.array_equal(targets, others_targets):
+            return None
+        right, others_right = answers == targets, others_answers == targets
+        return cls(
+            directories=(str(one.path), str(other.path)),
+            only=(int((right & ~others_right).sum()), int((others_right & ~right).sum())),
+            p=mcnemar(right, others_right),
+        )
+
+
 class StudyReport(Record):
     """What came out of several runs.
 
     Attributes:
         name: the runs' name, or names.
         settings: one or more.
+        networks: where there are two runs, their students as two networks.
     """
 
     name: str
     settings: tuple[Setting, ...]
+    networks: TwoNetworks | None
 
     @classmethod
     def of(cls, directories: Iterable[RunDirectory]) -> StudyReport:
@@ -166,7 +197,10 @@ class StudyReport(Record):
         names = told_apart([_setting_of(group[0].spec) for group in groups])
         settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
         titles = dict.fromkeys(result.report.name for group in groups for result in group)
-        return cls(name=", ".join(titles), settings=tuple(settings))
+        networks = None
+        if len(results) == 2:
+            networks = TwoNetworks.of(*(result.directory for result in results))
+        return cls(name=", ".join(titles), settings=tuple(settings), networks=networks)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from kdzoo.errors import RunError
 from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT
 from kdzoo.report.page import as_csv, reach, render
-from kdzoo.report.study import Setting, Spread, StudyReport
+from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 
@@ -77,6 +77,7 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
         capacity=_capacity(report),
+        networks=_as_networks(report.networks) if report.networks else "",
         pages={
             run: Path(os.path.relpath(Path(run) / place.page.name, directory)).as_posix()
             for setting in report.settings
@@ -113,10 +114,21 @@ def study_lines(report: StudyReport) -> list[str]:
     """What is said below the table."""
     lines = ["Accuracies are on the test images, mean and standard deviation over seeds."]
     several = len(report.settings) > 1
-    return lines + [
+    lines += [
         f"{setting.name}: {_said(setting)}" if several else _said(setting)
         for setting in report.settings
     ]
+    return lines + ([_as_networks(report.networks)] if report.networks else [])
+
+
+def _as_networks(two: TwoNetworks) -> str:
+    """What McNemar's test says of two students."""
+    (one, other), (first, second) = two.directories, two.only
+    return (
+        f"As two networks: {first} test images are classified correctly by {one} alone, and "
+        f"{second} by {other} alone; p = {two.p:.2g} (exact McNemar test). It is not about another "
+        "seed."
+    )
 
 
 def _about(report: StudyReport) -> str:

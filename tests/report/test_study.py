@@ -14,11 +14,13 @@ import pytest
 from made import HOSTILE, IMAGES, finished_run, names_of
 from page_reader import Page
 from ruamel.yaml import YAML
+from scipy import stats
 
 import kdzoo
 from kdzoo.report.evidence import expected_harm, judge
 from kdzoo.report.study import StudyReport
 from kdzoo.report.study_page import study_lines, study_table, write_study
+from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 
 EFFECTS = np.array([0.0, -0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.15])
@@ -68,7 +70,8 @@ def test_fewer_seeds_have_none(tmp_path: Path, seeds: int) -> None:
     assert {evidence.verdict for evidence in setting.classes.values()} == {None}
     known = [evidence.visible is not None for evidence in setting.classes.values()]
     assert all(known) == any(known) == (seeds > 1)
-    (_, said) = study_lines(report)
+    _, said, *networks = study_lines(report)
+    assert len(networks) == (seeds == 2)
     assert "without verdicts" in said
     assert ("would have been seen" in said) == (seeds > 1)
 
@@ -153,6 +156,23 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     assert {link[1:] for link in links if link[0] == "#"} <= {
         a["id"] for _, a in page.elements if "id" in a
     }
+
+
+def test_two_runs_are_compared_as_networks(tmp_path: Path) -> None:
+    directories = runs_of(tmp_path, range(3), effects=EFFECTS)
+    assert StudyReport.of(directories).networks is None
+    two = StudyReport.of(directories[:2]).networks
+    assert two is not None
+    (targets, one), (_, other) = map(read_answers, directories[:2])
+    only = int(((one == targets) & (other != targets)).sum())
+    only_other = int(((other == targets) & (one != targets)).sum())
+    assert two.only == (only, only_other)
+    assert only != only_other
+    assert two.p == pytest.approx(stats.binomtest(only, only + only_other).pvalue)
+    report = write_study(tmp_path / "two", directories[:2])
+    said = f"{only} test images are classified correctly by {directories[0].path} alone"
+    assert said in study_lines(report)[-1]
+    assert said in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
 
 
 def test_growing_teachers_and_a_chain_are_swept_from_one_spec(
