@@ -83,6 +83,10 @@ class ClassEvidence(Record):
         visible: the smallest difference that would have been seen.
         verdict: ``None`` with fewer than five seeds.
         corrected: the mean difference after both networks' offsets.
+        precision: the mean of how much of what the student answers with the class is of it;
+            ``None`` if one of the students never answers it.
+        predicted_share: the mean of how much of all the student's answers the class is.
+        baseline_share: the same of the baseline.
         untaught: in how many of the runs the class was no longer taught at the end.
     """
 
@@ -96,6 +100,9 @@ class ClassEvidence(Record):
     visible: float | None
     verdict: Verdict | None
     corrected: float | None
+    precision: float | None
+    predicted_share: float
+    baseline_share: float
     untaught: int
 
 
@@ -288,18 +295,28 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
     differences = np.array([[c.differences[name] for name in names] for c in comparisons])
     judged = judge(differences, np.array([reports[0].images[name] for name in names]))
     harm = comparisons[0].harm if len(reports) == 1 else expected_harm(judged.mean, judged.error)
-    students = _means([report.student.classes for report in reports], names)
-    baselines = _means([r.baseline.classes for r in reports if r.baseline is not None], names)
+    students = [report.student for report in reports]
+    baselines = [report.baseline for report in reports if report.baseline is not None]
+    accuracy, others = (
+        _means([s.classes for s in scores], names) for scores in (students, baselines)
+    )
+    share, others_share = (
+        _means([s.predicted_share for s in scores], names) for scores in (students, baselines)
+    )
+    precision = _means([score.precision for score in students], names)
     corrected = _means([c.corrected for c in comparisons], names)
     untaught = [sum(name in report.untaught for report in reports) for name in names]
     return {
         name: ClassEvidence(
-            student=float(students[i]),
-            baseline=float(baselines[i]),
+            student=float(accuracy[i]),
+            baseline=float(others[i]),
             difference=float(judged.mean[i]),
             **_numbers(judged, i),
             verdict=None if judged.verdicts is None else judged.verdicts[i],
             corrected=None if np.isnan(corrected[i]) else float(corrected[i]),
+            precision=None if np.isnan(precision[i]) else float(precision[i]),
+            predicted_share=float(share[i]),
+            baseline_share=float(others_share[i]),
             untaught=untaught[i],
         )
         for i, name in enumerate(names)

@@ -36,6 +36,9 @@ class EvidenceRow:
     p: float | None
     adjusted: float | None
     visible: float | None
+    precision: float | None
+    predicted_share: float
+    baseline_share: float
     untaught: int
 
 

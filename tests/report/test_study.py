@@ -47,6 +47,11 @@ def test_five_seeds_have_verdicts(tmp_path: Path) -> None:
     assert evidence.difference == pytest.approx(differences[:, 1].mean())
     assert (evidence.low, evidence.high) == pytest.approx((judged.low[1], judged.high[1]))
     assert evidence.untaught == 6
+    precisions = [report.student.precision[HOSTILE] for report in reports]
+    assert evidence.precision == pytest.approx(np.mean(precisions))
+    shares = [report.baseline.predicted_share[HOSTILE] for report in reports if report.baseline]
+    assert evidence.baseline_share == pytest.approx(np.mean(shares))
+    assert evidence.predicted_share != evidence.baseline_share
     accuracies = [report.student.accuracy for report in reports]
     assert setting.student["accuracy"].mean == pytest.approx(np.mean(accuracies))
     assert setting.student["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
@@ -146,6 +151,7 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
             )
             assert float(line["difference"]) == evidence["difference"]
             assert line["verdict"] == evidence["verdict"]
+            assert float(line["predicted_share"]) == evidence["predicted_share"]
             shown = [cells for cells in page.cells if cells[0] == name and len(cells) > 5]
             assert evidence["verdict"] in {cells[1] for cells in shown}
     links = [a["href"] or "" for a in page.all("a")]
