@@ -53,6 +53,7 @@ POLICIES: dict[str, Any] = {
     "random": {"use": "random", **EARLY},
     "hardest": {"use": "hardest", **EARLY},
     "label-only": {"use": "label-only", **EARLY},
+    "label-only-no-balance": {"use": "label-only", "balance": False, **EARLY},
     "oracle": {"use": "oracle"},
 }
 COLUMNS = (
