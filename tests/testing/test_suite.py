@@ -226,11 +226,11 @@ class TestSkipped:
     ("chosen", "code"), [([], 1), (["-m", "not slow"], 1), (["-k", "contract"], 0)]
 )
 def test_a_suite_of_which_nothing_ran_is_not_green(
-    tmp_path: Path, chosen: list[str], code: int
+    warm: Warm, tmp_path: Path, chosen: list[str], code: int
 ) -> None:
     (tmp_path / "test_skipped.py").write_text(COMPONENTS + SKIPPED)
-    assert pytest_in(tmp_path, "--collect-only").returncode == 0
-    done = pytest_in(tmp_path, *chosen)
+    assert pytest_in(warm, tmp_path, "--collect-only").returncode == 0
+    done = pytest_in(warm, tmp_path, *chosen)
     assert done.returncode == code, done.stdout
     end = "; a suite of which nothing ran is no evidence, and fails" if code else "\n"
     assert f"test_skipped.py::TestSkipped: 0 of 27 checks ran{end}" in done.stdout
