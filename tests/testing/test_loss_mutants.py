@@ -592,6 +592,7 @@ ALSO: dict[type[kdzoo.Loss], set[str]] = {
     AsksTheTeacher: {"compiled"},
     Reseeds: {"compiled"},
     Waits: {"compiled"},
+    OverwritesWhatItReads: {"two_processes"},  # nobody gathers its bank
     Spare: {"two_processes"},  # DDP waits for the gradient of each parameter
 }
 
