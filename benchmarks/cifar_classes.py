@@ -6,10 +6,9 @@ It trains for hours, two runs at a time on one thread each. All is kept in runs/
 goes on where it was cut off, and with ``--no-training`` the table shows what is finished.
 
 The images have 16x16 pixels, since that is what two cores can train often enough; a wrn_16_2 of 30
-epochs teaches a resnet8 for 20, with the literature's recipe but for the length and a cosine. A
-tenth of the training images is held out for validation: what a policy reads, what ``oracle``
-chooses by, and what the logit offsets of ``bias`` are fitted to. Nothing was chosen by looking at a
-test image.
+epochs teaches a resnet8 for 20, with the recipe of cifar_short.py. A tenth of the training images
+is held out for validation: what a policy reads, what ``oracle`` chooses by, and what the logit
+offsets of ``bias`` are fitted to. Nothing was chosen by looking at a test image.
 
 The hurt classes are those whose accuracy falls most from the baseline to plain KD, on test images,
 over all seeds but the one in which they are then looked at: what chance gave a class in one seed it
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cifar_short import train
 from result import Cell, Result, add_output
 from ruamel.yaml import YAML
 from scipy import stats
@@ -65,16 +65,6 @@ COLUMNS = (
     "taught, less plain KD's",
     "untaught",
 )
-
-
-def train(epochs: int) -> dict[str, Any]:
-    """The literature's recipe but for its length."""
-    return {
-        "epochs": epochs,
-        "batch_size": 64,
-        "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5.0e-4},
-        "schedule": "cosineannealing",
-    }
 
 
 def spec(root: str, seed: int, name: str, policy: Any) -> dict[str, Any]:
