@@ -297,12 +297,10 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
     harm = comparisons[0].harm if len(reports) == 1 else expected_harm(judged.mean, judged.error)
     students = [report.student for report in reports]
     baselines = [report.baseline for report in reports if report.baseline is not None]
-    accuracy, others = (
-        _means([s.classes for s in scores], names) for scores in (students, baselines)
-    )
-    share, others_share = (
-        _means([s.predicted_share for s in scores], names) for scores in (students, baselines)
-    )
+    accuracy = _means([score.classes for score in students], names)
+    others = _means([score.classes for score in baselines], names)
+    share = _means([score.predicted_share for score in students], names)
+    others_share = _means([score.predicted_share for score in baselines], names)
     precision = _means([score.precision for score in students], names)
     corrected = _means([c.corrected for c in comparisons], names)
     untaught = [sum(name in report.untaught for report in reports) for name in names]
@@ -313,8 +311,8 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
             difference=float(judged.mean[i]),
             **_numbers(judged, i),
             verdict=None if judged.verdicts is None else judged.verdicts[i],
-            corrected=None if np.isnan(corrected[i]) else float(corrected[i]),
-            precision=None if np.isnan(precision[i]) else float(precision[i]),
+            corrected=_known(corrected[i]),
+            precision=_known(precision[i]),
             predicted_share=float(share[i]),
             baseline_share=float(others_share[i]),
             untaught=untaught[i],
@@ -325,11 +323,12 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
 
 def _numbers(judged: Judgement, number: int) -> dict[str, float | None]:
     """What a judgement says of one class; ``None`` for what one seed cannot tell."""
-    values = {
-        name: float(getattr(judged, name)[number])
-        for name in ("low", "high", "p", "adjusted", "visible")
-    }
-    return {name: None if np.isnan(value) else value for name, value in values.items()}
+    names = ("low", "high", "p", "adjusted", "visible")
+    return {name: _known(getattr(judged, name)[number]) for name in names}
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _means(columns: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floats:

@@ -35,7 +35,7 @@ from kdzoo.spec.read import in_words, read_document, read_documents
 from kdzoo.spec.shorthand import spell_out
 from kdzoo.spec.torch_entries import argument_names
 
-__all__ = ["SearchEntry", "Tune", "Tuning", "read_tuning"]
+__all__ = ["AGAINST_BASELINE", "SearchEntry", "Tune", "Tuning", "read_tuning"]
 
 Objective = Literal["accuracy", "worst_class", "worst_tenth", "harm", "hurt_classes"]
 AGAINST_BASELINE = frozenset({"harm", "hurt_classes"})  # the fewer the better
