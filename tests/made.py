@@ -62,7 +62,8 @@ def finished_run(
     changes: dict[str, Any] | None = None,
     parameters: tuple[int, int] = (1_000, 10_000),
 ) -> RunDirectory:
-    """A directory as a run leaves it. ``effects`` (C,) is what the teacher does to each class."""
+    """A directory as a run leaves it, and beside it its baseline's answers. ``effects`` (C,) is
+    what the teacher does to each class."""
     draw, names = np.random.default_rng(seed), names_of(classes)
     level = np.random.default_rng(99).uniform(0.5, 0.9, classes)
     shift = np.zeros(classes) if effects is None else effects
@@ -85,13 +86,16 @@ def finished_run(
         ),
         agreement=0.8,
         untaught=tuple(names[c] for c in untaught),
-        directories={"teacher": "runs/t", "baseline": "runs/b"},
+        directories={"teacher": "runs/t", "baseline": f"runs/of-{path.name}"},
     )
     taught = np.ones((epochs, classes))
     taught[epochs // 2 :, list(untaught)] = 0
     curves = [draw.random((epochs, classes)) for _ in range(7)]
     directory = RunDirectory(path)
     path.mkdir(parents=True)
+    beside = RunDirectory(path.with_name(f"of-{path.name}"))
+    beside.path.mkdir()
+    write_answers(beside, baseline)
     directory.report.write_bytes(report.as_json())
     directory.classes.write_bytes(
         curves_as_csv(names, TeachingCurves(*curves[:6], taught, taught, curves[6]))

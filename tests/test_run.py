@@ -313,6 +313,35 @@ def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
     assert "teaching went down to 0.5 after epoch 0" in page
 
 
+class Stops(kdzoo.ClassPolicy):
+    """Suspects class b after its first epoch, and stops it after its second."""
+
+    name = "stops"
+
+    def update(self, curves):
+        state = kdzoo.ClassState
+        states = np.full(10, state.TAUGHT)
+        states[1] = state.SUSPECT if len(curves.student) == 1 else state.UNTAUGHT
+        teacher = np.where(states == state.UNTAUGHT, 0.0, 1.0)
+        return kdzoo.ClassWeights(teacher=teacher, label=np.ones(10), states=states)
+
+
+def test_the_log_says_once_when_a_class_is_suspected_and_when_it_is_stopped(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "kdzoo")
+    monkeypatch.setitem(registry()._components["policy"], "stops", Stops)
+    kdzoo.run({**tiny, "baseline": False, "policy": "stops"}, runs=tmp_path)
+    said = [line for line in caplog.messages if line.startswith("after epoch")]
+    assert said == [
+        "after epoch 1: the policy suspects: b",
+        "after epoch 2: no longer taught: b",
+    ]
+
+
 def test_the_best_validation_epoch_is_tested_once(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -861,18 +890,26 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any
 def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    unheld = {**tiny["data"], "validation": 0}
-    for change in (
-        {"policy": {"use": "fixed", "classes": ["nobody"]}},
-        {"policy": {"use": "fixed", "classes": list("abcdefghi")}},
-        {"baseline": False},
-        {"policy": {"use": "tllm", "signal": "cka"}},
-        {"policy": {"use": "tllm", "source": "validation"}, "data": unheld},
-        {"losses": ["ce", {"use": "sample-feature", "layers": {"student": 7, "teacher": 0}}]},
-        {"data": {"use": "sample-odd", "wrong": "crash"}},
-        {"stages": None},
-    ):
-        with pytest.raises(kdzoo.KdzooError):
+    many, few, none = (
+        {"data": {"use": "planted", "per_class": 100, "validation": share}}
+        for share in (0.1, 0.05, 0)
+    )
+    cka, shown = {"use": "tllm", "signal": "cka"}, {"use": "tllm", "source": "validation"}
+    feature = {"use": "sample-feature", "layers": {"student": 7, "teacher": 0}}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"policy": {"use": "fixed", "classes": ["nobody"]}}, 'there is no class "nobody"'),
+        ({"policy": {"use": "fixed", "classes": list("abcdefghi")}}, "two at least must be"),
+        ({"baseline": False}, "there is none; say `baseline: true`"),
+        ({"policy": cka}, "training images, and 50 of each class are needed"),
+        ({"policy": cka, **many, "student": "sample-knowing"}, 'declares no "penultimate" layer'),
+        ({"policy": shown, **none}, "looks at validation images, and there are none"),
+        ({"policy": shown, **few}, "validation images, and 10 of each class are needed"),
+        ({"losses": ["ce", feature]}, "has no stage 7"),
+        ({"data": {"use": "sample-odd", "wrong": "crash"}}, 'data "sample-odd" failed'),
+        ({"stages": None}, "stages"),
+    ]
+    for change, said in changes:
+        with pytest.raises(kdzoo.KdzooError, match=said):
             kdzoo.run({**tiny, **change}, runs=tmp_path)
     assert not list(tmp_path.glob("*/checkpoint.pt"))
 

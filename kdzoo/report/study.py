@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from kdzoo.report.evidence import (
     judge,
     mcnemar,
 )
-from kdzoo.report.summary import Record, Report, Score
+from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import settings_of
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.evaluate import confusion_of
 
 __all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "TwoNetworks", "told_apart"]
 
@@ -124,6 +126,9 @@ class Setting(Record):
         harm: the expected harm, of all seeds together; of the two networks where there is one seed.
         capacity_gap: how many parameters the teacher has for each of the student's.
         classes: the evidence on each class, by name; empty without a baseline.
+        confusions: the pairs of classes that the students confuse more often than their baselines,
+            images of all seeds added up, those with most added first, up to thirty; empty where
+            the directory of a baseline is gone.
     """
 
     name: str
@@ -138,6 +143,7 @@ class Setting(Record):
     harm: float | None
     capacity_gap: float | None
     classes: dict[str, ClassEvidence]
+    confusions: tuple[Confusion, ...]
 
     def count(self, verdict: Verdict) -> int:
         """How many classes have a verdict."""
@@ -279,6 +285,7 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         harm=harm,
         capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
+        confusions=_confusions(group) if paired else (),
     )
 
 
@@ -319,6 +326,25 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
         )
         for i, name in enumerate(names)
     }, harm
+
+
+def _confusions(group: Sequence[_Result]) -> tuple[Confusion, ...]:
+    """What the students of all seeds confuse more often than their baselines."""
+    names = list(group[0].report.student.predicted_share)
+    pairs = [(result.directory, _baseline_of(result)) for result in group]
+    if not all(baseline.answers.exists() for _, baseline in pairs):
+        return ()
+    counts, others = (
+        sum(confusion_of(*read_answers(directory), len(names)) for directory in directories)
+        for directories in zip(*pairs, strict=True)
+    )
+    return added_confusions(np.asarray(counts), np.asarray(others), names)
+
+
+def _baseline_of(result: _Result) -> RunDirectory:
+    """Where a run's baseline lies: beside it, wherever both have been moved."""
+    name = Path(result.report.directories["baseline"]).name
+    return RunDirectory(result.directory.path.resolve().parent / name)
 
 
 def _numbers(judged: Judgement, number: int) -> dict[str, float | None]:

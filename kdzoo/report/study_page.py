@@ -157,7 +157,7 @@ def _said(setting: Setting) -> str:
     if count < SEEDS_FOR_A_VERDICT:
         return (
             f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. If it "
-            f"were the only one, {least}."
+            f"were the only one, {least}. The bars are 90 % intervals."
         )
     hurt, helped = setting.count("hurt"), setting.count("helped")
     return (

@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "Report",
     "Score",
+    "added_confusions",
     "notes",
     "summary_lines",
     "summary_table",
@@ -167,7 +168,7 @@ class Comparison(Record):
                 names[c]: (_rounded(low[i]), _rounded(high[i])) for i, c in enumerate(known)
             },
             corrected=_less(score.corrected, other_score.corrected),
-            confusions=_added(
+            confusions=added_confusions(
                 confusion_of(targets, answers, len(names)),
                 confusion_of(targets, others, len(names)),
                 names,
@@ -327,8 +328,15 @@ def _shares(part: Ints, whole: Ints, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _added(counts: Ints, others: Ints, names: Sequence[str]) -> tuple[Confusion, ...]:
-    """What (C, C) ``counts`` have more of than ``others``, beside the diagonal."""
+def added_confusions(counts: Ints, others: Ints, names: Sequence[str]) -> tuple[Confusion, ...]:
+    """The pairs of classes that a student confuses more often than its baseline, those with most
+    added images first, up to thirty.
+
+    Args:
+        counts: (C, C), how many images of each class (row) the student answers with each (column).
+        others: (C, C), the same of the baseline.
+        names: the C class names.
+    """
     added = counts - others
     np.fill_diagonal(added, 0)
     order = np.argsort(-added, axis=None, kind="stable")[:_CONFUSIONS]

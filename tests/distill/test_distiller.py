@@ -489,7 +489,8 @@ def test_features_are_compared_where_the_policy_reads_them_and_kept_in_mid_epoch
         policy = _policy("tllm", signal="cka", source=source)
         options: dict[str, Any] = {"teacher_layers": layers, "student_layers": layers}
         images = torch.arange(250) % 5  # as many as the policy asks for
-        return distiller(policy=policy, validation_targets=images, **options).train()
+        options |= {"num_samples": 250, "targets": images, "validation_targets": images}
+        return distiller(policy=policy, **options).train()
 
     def show(made: kdzoo.Distiller, seed: int) -> None:
         with torch.no_grad():

@@ -40,7 +40,7 @@ def curves(student, baseline=None, teacher=None) -> kdzoo.TeachingCurves:
 
 def setting(**changes: object) -> kdzoo.PolicySetting:
     known = {"classes": CLASSES, "has_baseline": True, "teacher_weight": 0.9, "label_weight": 0.1}
-    return kdzoo.PolicySetting(**{**known, **changes})
+    return kdzoo.PolicySetting(**{**known, "samples": (1000,) * 10, **changes})
 
 
 def policy(use: str, *, teacher: float = 0.9, label: float = 0.1, seed: int = 0, **params: object):
@@ -290,16 +290,20 @@ def test_what_tllm_cannot_have_is_refused() -> None:
     refused('"a" has 10 training images, and 50', {"samples": few}, signal="cka")
     refused("after epoch 12", {}, last_epoch=11)
     refused("say `source: validation` too", {}, signal="cka", balance_on="validation")
+    refused("pass their classes as `targets=`", {"samples": None}, signal="cka")
     with pytest.raises(kdzoo.SpecError, match="two at least must be"):
         policy("fixed", classes=list(CLASSES[:9]))
 
 
-def test_a_teacher_that_knows_all_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    warned = {"agreement": 1, "residual": 1, "divergence": 1, "baseline": 0}
-    for signal, warnings in warned.items():
-        caplog.clear()
-        decide(policy("tllm", signal=signal), *falling({}, 3))
-        assert caplog.text.count("right on 100.0 % of the training images") == warnings
+@pytest.mark.parametrize(
+    ("signal", "warnings"),
+    [("agreement", 1), ("residual", 1), ("divergence", 1), ("baseline", 0), ("cka", 0)],
+)
+def test_a_teacher_that_knows_all_is_warned_of_once(
+    signal: str, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    decide(policy("tllm", signal=signal), *falling({}, 3))
+    assert caplog.text.count("right on 100.0 % of the training images") == warnings
 
 
 def test_what_a_policy_needs_is_looked_at_in_its_first_epoch_of_whatever_stage(

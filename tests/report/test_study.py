@@ -164,6 +164,33 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     }
 
 
+def test_confusions_added_are_those_of_all_seeds_together(tmp_path: Path) -> None:
+    directories = runs_of(tmp_path, range(3), effects=EFFECTS)
+    report = write_study(tmp_path / "side", directories)
+    (setting,) = report.settings
+    counts = {"student": np.zeros((10, 10), int), "baseline": np.zeros((10, 10), int)}
+    for run in directories:
+        beside = RunDirectory(run.path.with_name(f"of-{run.path.name}"))
+        for role, directory in (("student", run), ("baseline", beside)):
+            np.add.at(counts[role], read_answers(directory), 1)
+    added = counts["student"] - counts["baseline"]
+    np.fill_diagonal(added, 0)
+    names = names_of(10)
+    for pair in setting.confusions:
+        cell = names.index(pair.of), names.index(pair.answered)
+        assert (pair.student, pair.baseline) == tuple(c[cell] for c in counts.values())
+    shown = [pair.student - pair.baseline for pair in setting.confusions]
+    assert shown == sorted(added[added > 0].tolist(), reverse=True)[:30]
+    first = setting.confusions[0]
+    page = Page((tmp_path / "side" / "report.html").read_text(encoding="utf-8"))
+    rows = [cells[1:] for cells in page.cells if len(cells) == 5 and cells[0] == first.of]
+    assert [first.answered, f"{first.student}", f"{first.baseline}", f"+{shown[0]}"] in rows
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (alone,) = StudyReport.of([RunDirectory(directories[0].path.rename(moved / "r"))]).settings
+    assert alone.confusions == ()
+
+
 def test_two_runs_are_compared_as_networks(tmp_path: Path) -> None:
     directories = runs_of(tmp_path, range(3), effects=EFFECTS)
     assert StudyReport.of(directories).networks is None
@@ -222,7 +249,9 @@ def test_runs_without_a_baseline_are_compared_by_their_accuracy(
 def test_a_thousand_classes_and_five_seeds(tmp_path: Path) -> None:
     directories = runs_of(tmp_path, range(5), classes=1000)
     write_study(tmp_path / "side", directories)
-    assert os.path.getsize(tmp_path / "side" / "report.html") < 500_000
+    page = tmp_path / "side" / "report.html"
+    assert os.path.getsize(page) < 500_000
+    assert "Confusions added" in page.read_text(encoding="utf-8")
 
 
 def test_a_spec_of_several_runs_does_them_all(

@@ -101,6 +101,12 @@ class FindingPolicy(UntaughtPolicy):
                 "features are compared on the validation images where a policy looks at these, as "
                 "with `balance_on: validation`; say `source: validation` too"
             )
+        if params.signal == "cka" and params.source == "training" and setting.samples is None:
+            raise kdzoo.SpecError(
+                f'signal "cka" compares features within a class, which takes {_FEWEST["cka"]} '
+                "training images of each, and how many there are is not known; pass their classes "
+                "as `targets=`"
+            )
         if params.source == "validation" or params.signal == "cka":
             refuse_few_images(setting, _FEWEST[params.signal], params.source)
         first = params.start_epoch + params.patience - 1
