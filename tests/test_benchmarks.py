@@ -303,3 +303,29 @@ def test_planted_signals_finds_what_is_planted(tmp_path: Path, warm: Warm) -> No
     }
     found = ["4", "0", "0", "1.00", "1.00"]
     assert named == {"margin": found, "wrong": found, "shuffled": ["0", "0", "0", "-", "-"]}
+
+
+@pytest.mark.slow
+def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: Warm) -> None:
+    pictures = write_pictures(tmp_path / "pictures", train=20, size=(16, 16))
+    study = (str(BENCHMARKS / "cifar_classes.py"), str(pictures), "--seeds", "0", "1")
+    kept = ("--output", str(tmp_path / "kept"))
+    chosen = ["all", "oracle"]
+    done = warm.run(*study, "--policies", *chosen, "--at-once", "1", *kept, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    assert [label for label, _ in table["rows"]] == [
+        f"{name} (2 seeds)" for name in ("baseline", "bias", *chosen)
+    ]
+    values = {
+        label.split()[0]: [cell["values"] for cell in cells] for label, cells in table["rows"]
+    }
+    reports = [
+        json.loads(p.read_text()) for p in tmp_path.glob("runs/cifar-classes/all-*/report.json")
+    ]
+    plain = [report["student"]["accuracy"] for report in reports if report["comparison"]]
+    assert sorted(values["all"][0]) == pytest.approx(sorted(plain))
+    assert values["all"][1] == [0, 0]
+    again = warm.run(*study, "--no-training", *kept, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "kept.json").read_text())["tables"] == [table]
