@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     from kdzoo.extend.ranges import Choices as Choices
     from kdzoo.extend.ranges import Range as Range
     from kdzoo.extend.registry import register as register
-    from kdzoo.pipeline import Run as Run
-    from kdzoo.pipeline import Study as Study
-    from kdzoo.pipeline import load_student as load_student
-    from kdzoo.pipeline import run as run
-    from kdzoo.pipeline import run_study as run_study
+    from kdzoo.pipeline.plan import Run as Run
+    from kdzoo.pipeline.runs import Study as Study
+    from kdzoo.pipeline.runs import run as run
+    from kdzoo.pipeline.runs import run_study as run_study
+    from kdzoo.pipeline.student import load_student as load_student
     from kdzoo.report.summary import Report as Report
     from kdzoo.spec.models import Spec as Spec
     from kdzoo.spec.read import read_spec as read_spec
@@ -116,7 +116,9 @@ _HOMES = {
     "kdzoo.extend.ranges": ["Choices", "Range"],
     "kdzoo.extend.registry": ["register"],
     "kdzoo.report.summary": ["Report"],
-    "kdzoo.pipeline": ["Run", "Study", "load_student", "run", "run_study"],
+    "kdzoo.pipeline.plan": ["Run"],
+    "kdzoo.pipeline.runs": ["Study", "run", "run_study"],
+    "kdzoo.pipeline.student": ["load_student"],
     "kdzoo.spec.models": ["Spec"],
     "kdzoo.spec.read": ["read_spec"],
     "kdzoo.training.curves_file": ["read_curves"],

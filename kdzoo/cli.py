@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from kdzoo.pipeline import Run, Study
+    from kdzoo.pipeline.plan import Run
+    from kdzoo.pipeline.runs import Study
     from kdzoo.tuning.study import Tuned
 
 __all__ = ["app", "main"]
@@ -328,7 +329,7 @@ def evaluate(
     """Classify the test images with a finished run's student."""
     from rich.console import Console
 
-    from kdzoo.pipeline import evaluate_run
+    from kdzoo.pipeline.student import evaluate_run
     from kdzoo.report.table import plain_table
 
     _add(plugin)
@@ -397,7 +398,7 @@ def _show_study(done: Study) -> None:
 
 
 def _show_tuned(done: Tuned) -> None:
-    from kdzoo.pipeline import Run
+    from kdzoo.pipeline.plan import Run
     from kdzoo.tuning.table import tuning_lines, tuning_table
 
     _show(tuning_table(done.study), tuning_lines(done.study))

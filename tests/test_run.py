@@ -345,16 +345,17 @@ def test_the_log_says_once_when_a_class_is_suspected_and_when_it_is_stopped(
 def test_the_best_validation_epoch_is_tested_once(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdzoo import pipeline
+    from kdzoo.pipeline import plan, student
+    from kdzoo.training.evaluate import evaluate
 
     calls: list[int] = []
-    evaluate = pipeline.evaluate
 
     def counted(*arguments: Any) -> Any:
         calls.append(len(arguments[1]))
         return evaluate(*arguments)
 
-    monkeypatch.setattr(pipeline, "evaluate", counted)
+    for module in (plan, student):
+        monkeypatch.setattr(module, "evaluate", counted)
     # From the third epoch on the steps are so long that what was learnt is lost.
     train = {**tiny["train"], "schedule": {"use": "multistep", "milestones": [2], "gamma": 100}}
     alone = {**tiny, "teacher": None, "baseline": False, "policy": "all", "losses": ["ce"]}
@@ -1081,7 +1082,7 @@ def test_a_baseline_learns_without_the_parts_it_does_not_have(
 def test_evaluation_needs_no_more_than_the_student_and_the_data(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
-    from kdzoo.pipeline import evaluate_run
+    from kdzoo.pipeline.student import evaluate_run
 
     other = write(tmp_path, {**tiny, "name": "other"}, "other.yaml")
     run = kdzoo.run({**tiny, "teacher": {"run": str(other)}}, runs=tmp_path / "runs")
@@ -1095,7 +1096,7 @@ def test_evaluation_on_other_classes_is_refused(
     """The labels of a data set that has changed would be others than the student's."""
     import planted
 
-    from kdzoo.pipeline import evaluate_run
+    from kdzoo.pipeline.student import evaluate_run
 
     run = kdzoo.run(
         {**tiny, "teacher": None, "baseline": False, "losses": ["ce"], "policy": "all"},

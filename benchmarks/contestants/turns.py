@@ -26,7 +26,7 @@ class Contestant:
         # A process of its own imports torch once and is forked, before it ever had a thread.
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if forks else "spawn")
-        context.set_forkserver_preload(["kdzoo.pipeline", "torchvision", "tensorboard"])
+        context.set_forkserver_preload(["kdzoo.pipeline.runs", "torchvision", "tensorboard"])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(module, theirs, str(log)))
         self._process.start()

@@ -19,7 +19,7 @@ from kdzoo.extend.bases import Observer
 from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCurves
 from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import registry
-from kdzoo.pipeline import run
+from kdzoo.pipeline.runs import run
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
 from kdzoo.testing.modules import same, stored
 from kdzoo.testing.scene import Labels, Nets, Pictures

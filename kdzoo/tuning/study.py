@@ -33,8 +33,10 @@ from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, 
 from kdzoo.extend.contracts import RunInfo
 from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
-from kdzoo.pipeline import Run, Sessions, run_study
-from kdzoo.pipeline import Study as Runs
+from kdzoo.pipeline.plan import Run
+from kdzoo.pipeline.runs import Study as Runs
+from kdzoo.pipeline.runs import run_study
+from kdzoo.pipeline.sessions import Sessions
 from kdzoo.report.evidence import expected_harm, paired_error
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdzoo
-from kdzoo.pipeline import run
+from kdzoo.pipeline.runs import run
 from kdzoo.testing.processes import in_two_processes
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "crd.npz")

@@ -371,7 +371,7 @@ def test_one_that_diverges_is_left_out_whoever_had_it_first(
     import threading
     import time
 
-    from kdzoo.pipeline import Sessions
+    from kdzoo.pipeline.sessions import Sessions
     from kdzoo.spec.read import read_study
 
     losses = ["ce", {"use": "sample-explodes"}]

@@ -1,0 +1,78 @@
+"""The trained student of a run: loaded, and tested again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdzoo.data.images import Images
+from kdzoo.distill.network import Network
+from kdzoo.errors import CheckpointError
+from kdzoo.pipeline.parts import refuse_other_classes
+from kdzoo.pipeline.session import Session
+from kdzoo.report.summary import Score
+from kdzoo.spec.document import Document
+from kdzoo.spec.read import read_spec
+from kdzoo.training.correction import fit_correction
+from kdzoo.training.directory import RunDirectory
+from kdzoo.training.evaluate import Evaluation, evaluate
+from kdzoo.training.weights import NetworkRecipe, load_weights
+
+_EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that evaluation reads
+
+__all__ = ["evaluate_run", "load_student", "tested"]
+
+
+def load_student(directory: str | Path) -> Network:
+    """The trained student of a run, in eval mode, on the CPU.
+
+    It takes images as floats in [0, 1], (B, channels, height, width), and returns logits (B, C);
+    the input normalization is part of it. An architecture of your own must be known before
+    (:func:`kdzoo.register`).
+
+    Args:
+        directory: the run directory.
+
+    Raises:
+        CheckpointError: there is no finished run, or its weights are damaged.
+    """
+    return _trained_student(directory)[0]
+
+
+def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
+    file = RunDirectory(Path(directory)).student
+    if not file.exists():
+        raise CheckpointError(
+            f"{directory}: holds no trained student (no {file.name}); name a finished run's "
+            "directory (runs/NAME-HASH)"
+        )
+    recipe = NetworkRecipe.of(file)
+    if recipe is None:
+        raise CheckpointError(f"{file}: was not written by kdzoo")
+    network, _ = recipe.build(seed=0, weights_follow=True)
+    load_weights(network.model, file, "the student")
+    return network.eval(), recipe
+
+
+def evaluate_run(directory: str | Path) -> Score:
+    """The score of a finished run's student on the test images of its spec.
+
+    Raises:
+        KdzooError: there is no finished run, or its data is gone.
+    """
+    student, recipe = _trained_student(directory)
+    # Of the spec only the data and the student are needed: whatever else it names may be gone.
+    document = Document.read(RunDirectory(Path(directory)).spec)
+    kept = {key: document.data[key] for key in _EVALUATED if key in document.data}
+    kept["student"] = {k: v for k, v in kept["student"].items() if k != "checkpoint"}
+    spec = read_spec({**kept, "train": {"epochs": 1}})
+    session = Session(Path(directory).parent, spec)
+    images = session.images(spec)
+    refuse_other_classes(recipe.classes, images, "student")
+    student.to(session.device).prefer_channels_last(images.example.inputs)
+    return Score.of(tested(student, images), images.classes)
+
+
+def tested(network: Network, images: Images) -> Evaluation:
+    """The test images, with a correction that was fitted on the validation images."""
+    correction = fit_correction(network, images.validation)
+    return evaluate(network, images.test, len(images.classes), correction)
