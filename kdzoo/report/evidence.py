@@ -208,11 +208,12 @@ def expected_harm(differences: Floats, errors: Floats) -> float:
         errors: (C,), their standard errors, above 0.
     """
     weights = errors**-2.0
-    centre = weights @ differences / weights.sum()
-    scatter = weights @ (differences - centre) ** 2
+    scatter = weights @ (differences - weights @ differences / weights.sum()) ** 2
     spread = weights.sum() - weights @ weights / weights.sum()
     between = max(0.0, (scatter - (len(differences) - 1)) / spread) if spread > 0 else 0.0
-    kept = between / (between + errors**2)  # how much of its own difference a class keeps
+    weights = 1 / (between + errors**2)
+    centre = weights @ differences / weights.sum()
+    kept = between * weights  # how much of its own difference a class keeps
     mean = centre + kept * (differences - centre)
     deviation = np.sqrt(kept) * errors
     if between == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -10,22 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.extend.ranges import Choices, Range
 from kdzoo.seeds import stream
 from kdzoo.spec.tuning import AGAINST_BASELINE, SearchEntry, Tuning
+from kdzoo.tuning.trials import setting_of
 
 __all__ = [
     "RETRIES",
+    "SeededSampler",
     "count_trials",
     "make_pruner",
-    "make_sampler",
     "open_storage",
     "plain",
     "shown",
@@ -52,20 +57,60 @@ _PRUNERS: dict[str, type[Any]] = {
 }
 
 
-def make_sampler(tuning: Tuning, seed: int) -> BaseSampler:
-    """The sampler of a study; one that is told no seed gets this one.
+class SeededSampler(BaseSampler):
+    """Optuna's sampler as a spec wants it, made anew for each setting, with that setting's seed.
+
+    What is drawn depends on the spec and on the trials before: not on which process draws, nor on
+    where a study was interrupted.
 
     Raises:
         SpecError: Optuna has no such sampler, or it does not take these arguments.
     """
-    entry = tuning.tune.sampler
-    extra: dict[str, Any] = {"seed": seed % 2**32}
-    if plain(entry.use) in ("grid", "qmc"):  # the seed is that of one order, which workers share
-        extra["seed"] = stream(tuning.base[0].seed, "tune") % 2**32
-    if plain(entry.use) == "grid":
-        extra["search_space"] = _grids(tuning)
-    made: BaseSampler = _made("sampler", entry, _SAMPLERS, extra)
-    return made
+
+    def __init__(self, tuning: Tuning) -> None:
+        self._entry = tuning.tune.sampler
+        self._seed = tuning.base[0].seed
+        self._extra = {"search_space": _grids(tuning)} if plain(self._entry.use) == "grid" else {}
+        self._setting = 0
+        self._sampler = self._made(0)
+
+    def _made(self, setting: int) -> BaseSampler:
+        if plain(self._entry.use) in ("grid", "qmc"):  # a seed is that of one order of all settings
+            setting = 0
+        seed = stream(self._seed, "tune", setting) % 2**32
+        made: BaseSampler = _made("sampler", self._entry, _SAMPLERS, {"seed": seed, **self._extra})
+        return made
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """See :class:`optuna.samplers.BaseSampler`, as for the others."""
+        self._setting = setting_of(study.get_trials(deepcopy=False), trial)
+        self._sampler = self._made(self._setting)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """What is drawn together."""
+        if trial.params:  # it is run again, and QMC would count it twice
+            return {}
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """These values."""
+        if plain(self._entry.use) == "cmaes":  # it draws by the trial's number
+            trial = copy.copy(trial)
+            trial.number = self._setting
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, *given: Any) -> Any:
+        """One of the others."""
+        return self._sampler.sample_independent(*given)
+
+    def after_trial(self, *given: Any) -> None:
+        """When its values are known."""
+        self._sampler.after_trial(*given)
 
 
 def plain(name: str) -> str:

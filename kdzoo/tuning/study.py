@@ -38,7 +38,6 @@ from kdzoo.pipeline.runs import Study as Runs
 from kdzoo.pipeline.runs import run_study
 from kdzoo.pipeline.sessions import Sessions
 from kdzoo.report.evidence import expected_harm, paired_error
-from kdzoo.seeds import stream
 from kdzoo.spec.derive import baseline_spec
 from kdzoo.spec.models import Spec
 from kdzoo.spec.read import dump_spec
@@ -54,9 +53,9 @@ from kdzoo.tuning.page import write_tuning_page
 from kdzoo.tuning.progress import Progress
 from kdzoo.tuning.search import (
     RETRIES,
+    SeededSampler,
     count_trials,
     make_pruner,
-    make_sampler,
     open_storage,
     plain,
     shown,
@@ -202,7 +201,7 @@ class _Worker:
         # Another worker finds us dead where nobody holds this lock. Its path names us, too.
         self._lock = FileLock(self.directory.resolve() / ".workers" / uuid.uuid4().hex)
         self.key = f"{socket.gethostname()}:{self._lock.lock_file}"
-        self.study.sampler = make_sampler(tuning, self._sampler_seed())
+        self.study.sampler = SeededSampler(tuning)
         self.interrupts = Interrupts()
         self._asked_to_stop = False
         self._waited_for: set[int] = set()
@@ -249,23 +248,11 @@ class _Worker:
             raise RunError(f"the storage cannot be used: {error}") from error
         return study
 
-    def _sampler_seed(self) -> int:
-        """The spec's own for the first worker of a study that one machine keeps, so that the study
-        can be repeated. Others would draw the same, and so would all of them in a database that
-        several machines open at once."""
-        seed, own = self.tuning.base[0].seed, uuid.uuid4().int
-        where = self.tuning.tune.storage or ""
-        with self._claim:
-            if "first" in self.study.user_attrs or ("://" in where and "sqlite" not in where):
-                return stream(seed, "tune", own)
-            self.study.set_user_attr("first", self.key)
-            return stream(seed, "tune")
-
     def _rehearse(self) -> None:
         """Ask the sampler for trials whose values are made up, so that what it cannot do is found
         before anything is trained."""
         study = optuna.create_study(
-            directions=self.directions, sampler=make_sampler(self.tuning, 0), pruner=self.pruner
+            directions=self.directions, sampler=SeededSampler(self.tuning), pruner=self.pruner
         )
         try:
             study.optimize(self._made_up, n_trials=12)

@@ -18,6 +18,7 @@ __all__ = [
     "number",
     "ranked",
     "runs_again",
+    "setting_of",
     "short",
     "values_of",
 ]
@@ -59,6 +60,12 @@ def count_done(trials: Sequence[FrozenTrial]) -> int:
     """How many trials are through; one that was run again is another one's beginning."""
     again = runs_again(trials)
     return sum(t.state.is_finished() and t.number not in again for t in trials)
+
+
+def setting_of(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    """The how manieth setting a trial has, from 0: one that is run again keeps its own."""
+    first = trial.system_attrs.get("retry_history", (trial.number,))[0]
+    return sum("retry_history" not in t.system_attrs for t in trials[:first])
 
 
 def importances_of(study: Study, objective: int) -> dict[str, float]:

@@ -230,6 +230,26 @@ def test_harm_is_expected_behind_the_noise() -> None:
     assert np.mean(guessed) == pytest.approx(np.mean(real), rel=0.1)
 
 
+def test_classes_are_drawn_to_their_common_mean_and_not_to_the_surest_of_them() -> None:
+    """Against the same by numerical integration, with the moments of DerSimonian and Laird."""
+    seen = np.array([-0.2, 0.05, -0.3, 0.1, -0.1])
+    errors = np.array([0.05, 0.004, 0.08, 0.06, 0.03])
+    weights = [1 / e**2 for e in errors]
+    total = sum(weights)
+    fixed = sum(w * d for w, d in zip(weights, seen, strict=True)) / total
+    scatter = sum(w * (d - fixed) ** 2 for w, d in zip(weights, seen, strict=True))
+    between = (scatter - 4) / (total - sum(w**2 for w in weights) / total)
+    shares = [1 / (between + e**2) for e in errors]
+    mean = sum(w * d for w, d in zip(shares, seen, strict=True)) / sum(shares)
+    true = np.linspace(-2, 2, 400_001)
+    harm = 0.0
+    for difference, error in zip(seen, errors, strict=True):
+        log = -((difference - true) ** 2) / (2 * error**2) - (true - mean) ** 2 / (2 * between)
+        density = np.exp(log - log.max())
+        harm += (density * np.maximum(-true, 0)).sum() / density.sum()
+    assert expected_harm(seen, errors) == pytest.approx(harm, rel=1e-6)
+
+
 def test_harm_of_extremes() -> None:
     assert expected_harm(np.array([-0.1]), np.array([0.02])) == pytest.approx(0.1)
     assert expected_harm(np.array([0.1]), np.array([0.02])) == 0

@@ -9,12 +9,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
 import kdzoo
 from kdzoo.spec.read import read_spec
 from kdzoo.spec.tuning import read_tuning
-from kdzoo.tuning.search import make_pruner
+from kdzoo.tuning.search import SeededSampler, make_pruner
 
 SPACE = {
     "losses.kd.temperature": {"low": 1, "high": 10},
@@ -172,6 +174,35 @@ def test_the_study_goes_on_and_opens_in_optuna(tmp_path: Path, tuned: dict[str, 
     assert more.directory == done.directory
     url = f"sqlite:///{more.directory / 'study.db'}"
     assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 4
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("sampler", [{"use": "tpe", "n_startup_trials": 1}, "cma-es", "qmc"])
+def test_a_study_that_goes_on_draws_what_it_would_have_drawn(
+    tmp_path: Path, tuned: dict[str, Any], sampler: Any
+) -> None:
+    space = {
+        "losses.kd.temperature": {"low": 1, "high": 10},
+        "losses.kd.weight": {"low": 0.1, "high": 2, "log": True},
+    }
+    given = {**tuned, "tune": {"space": space, "sampler": sampler, "trials": 5, "pruner": "nop"}}
+    whole = kdzoo.tune(given, runs=tmp_path / "whole").study.get_trials()
+    kdzoo.tune(given, ["tune.trials=2"], runs=tmp_path / "cut")
+    directory = next((tmp_path / "cut").glob("tiny-tune-*"))
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{directory / 'study.db'}")
+    study.sampler = SeededSampler(read_tuning(given))
+    for drawn in (False, True):  # by a worker that is killed before or after it has drawn
+        lost = study.ask()
+        if drawn:
+            lost.suggest_float("losses.kd.temperature", 1, 10)
+            lost.suggest_float("losses.kd.weight", 0.1, 2, log=True)
+        study.tell(lost, state=TrialState.FAIL)
+        RetryHeartbeatStaleTrialCallback()(study, study.get_trials()[lost.number])
+    cut = kdzoo.tune(given, runs=tmp_path / "cut").study.get_trials()
+    done = [trial for trial in cut if trial.state == TrialState.COMPLETE]
+    assert [trial.params for trial in done] == [trial.params for trial in whole]
+    assert len(cut) == 7
+    assert len({str(trial.params) for trial in whole}) == 5
 
 
 @pytest.mark.parametrize(
