@@ -145,7 +145,7 @@ def tune(
     try:
         done = kdzoo.tune(spec, given, runs=runs, resume=resume, workers=workers)
     except KeyboardInterrupt:
-        print("\nkdzoo: interrupted; the same command goes on with the study", file=sys.stderr)
+        print("\nkdzoo: interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
     _show_tuned(done)
     print(f"TensorBoard:    tensorboard --logdir {runs}")

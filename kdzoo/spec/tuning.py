@@ -242,8 +242,12 @@ def _chapter(document: Document, problems: list[str]) -> Tune | None:
     try:
         return Tune.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        for item in error.errors():
+        found = error.errors()
+        within = {item["loc"][0] for item in found if len(item["loc"]) > 1}
+        for item in found:
             path = ("tune", *item["loc"])
+            if item["type"] == "too_short" and item["loc"][0] in within:
+                continue  # its one item is what is wrong
             if item["loc"][0] == "space" and len(path) > 2:  # the one for each of its two forms
                 path = path[:2]
                 message = "must be `default`, or a range or {choices: [...]} for each key, not "
@@ -252,6 +256,8 @@ def _chapter(document: Document, problems: list[str]) -> Tune | None:
                 message = f"unknown key{did_you_mean(str(path[-1]), Tune.model_fields)}"
             elif item["type"] == "missing":
                 message = "is missing"
+            elif item["type"] == "too_short":
+                message = "is empty"
             else:
                 message = f"{in_words(item['msg'])}, not {item['input']!r}"
             problems.append(document.error(path, message))
@@ -296,10 +302,11 @@ def _space(
                 where = (*path, *item["loc"][:1])
                 if item["type"] == "value_error":
                     message = str(item["ctx"]["error"])
-                elif item["type"] == "extra_forbidden":
-                    message = (
-                        f"unknown key{did_you_mean(str(where[-1]), [f.name for f in fields(kind)])}"
-                    )
+                elif item["type"] == "unexpected_keyword_argument":
+                    known = [f.name for f in fields(kind)]
+                    message = f"unknown key{did_you_mean(str(where[-1]), known)}"
+                    if kind is Choices:
+                        message += "; a range is {low: ..., high: ...}, and choices stand alone"
                 elif item["type"] == "missing":
                     message = "is missing"
                 elif item["type"] == "too_short":

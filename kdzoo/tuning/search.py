@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,11 @@ def open_storage(where: str, heartbeat: int) -> BaseStorage:
         said = url.render_as_string(hide_password=True)
         connect: dict[str, Any] = {}
         if url.get_backend_name() == "sqlite":
+            if url.database in (None, "", ":memory:"):
+                raise RunError(
+                    f"{said}: is a database in memory, which nothing can go on with; name a file: "
+                    "sqlite:///study.db"
+                )
             connect = {"timeout": 60}
         elif url.get_backend_name() in ("postgresql", "postgres"):
             connect = {"connect_timeout": 10}
@@ -194,6 +200,8 @@ def open_storage(where: str, heartbeat: int) -> BaseStorage:
             f"{said}: its driver is not installed ({error}); for PostgreSQL: "
             "pip install 'kdzoo[postgresql]'"
         ) from error
+    except RunError:
+        raise
     except Exception as error:  # SQLAlchemy's, Alembic's, Optuna's, the driver's own
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise RunError(f"{said}: the storage cannot be used: {reason}") from error
@@ -203,7 +211,8 @@ def _journal(path: Path) -> BaseStorage:
     try:
         if path.exists():  # looked at first: Optuna would write into whatever it is
             _check_journal(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.parent.is_dir():
+            raise RunError(f"{path}: the storage cannot be used: there is no {path.parent}")
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise RunError(f"{path}: the storage cannot be used: {error.strerror}") from error
@@ -272,10 +281,38 @@ def _made(kind: str, entry: SearchEntry, known: dict[str, type[Any]], extra: dic
             raise SpecError(
                 f'tune.{kind}: unknown argument "{key}" of {entry.use}{did_you_mean(key, taken)}'
             )
+        wanted = str(parameters[key].annotation)
+        if (expected := _unfit(entry.arguments[key], wanted)) is not None:
+            raise SpecError(
+                f"tune.{kind}: {key} of {entry.use} must be {expected}, "
+                f"not {entry.arguments[key]!r}"
+            )
     arguments = {**{k: v for k, v in extra.items() if k in parameters}, **entry.arguments}
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise SpecError(f"tune.{kind}: {entry.use} needs {', '.join(f'`{m}`' for m in missing)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return cls(**arguments)
     except Exception as error:
         raise SpecError(f"tune.{kind}: {entry.use} does not take these: {error}") from error
+
+
+def _unfit(value: Any, annotation: str) -> str | None:
+    """What an argument must be, where it is another; only what plain annotations say."""
+    fits: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+        "float": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
+        "bool": ("true or false", lambda v: isinstance(v, bool)),
+        "str": ("a word", lambda v: isinstance(v, str)),
+        "None": ("null", lambda v: v is None),
+    }
+    known = [fits.get(part.strip()) for part in annotation.split("|")]
+    if any(each is None or each[1](value) for each in known):
+        return None
+    return " or ".join(each[0] for each in known if each is not None)

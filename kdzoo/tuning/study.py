@@ -191,13 +191,16 @@ class _Worker:
         self.trials = count_trials(tuning)
         self._rehearse()
         self.sessions.put_together(one for specs in tuning.structures() for one in specs[:1])
+        self._claim = FileLock(self.directory / ".claim.lock")
         try:
             (self.directory / ".workers").mkdir(parents=True, exist_ok=True)
+            self._claim.acquire()
         except OSError as error:
-            raise RunError(f"{self.directory}: cannot be made: {error.strerror}") from error
-        self._claim = FileLock(self.directory / ".claim.lock")
-        with self._claim:  # two that make the tables of one new database get in each other's way
+            raise RunError(f"{self.directory}: cannot be written: {error.strerror}") from error
+        try:  # two that make the tables of one new database get in each other's way
             self.study = self._open(resume)
+        finally:
+            self._claim.release()
         # Another worker finds us dead where nobody holds this lock. Its path names us, too.
         self._lock = FileLock(self.directory.resolve() / ".workers" / uuid.uuid4().hex)
         self.key = f"{socket.gethostname()}:{self._lock.lock_file}"
@@ -260,7 +263,11 @@ class _Worker:
             raise
         except Exception as error:
             sampler, pruner = self.tuning.tune.sampler, self.tuning.tune.pruner
-            both = f"sampler {sampler.use}" + (f", pruner {pruner.use}" if pruner else "")
+            both = ", ".join(
+                f"{kind} {json.dumps({'use': entry.use, **entry.arguments})}"
+                for kind, entry in (("sampler", sampler), ("pruner", pruner))
+                if entry is not None
+            )
             raise SpecError(f"tune: cannot work so ({both}): {error}") from error
 
     def _made_up(self, trial: Trial) -> list[float]:

@@ -372,9 +372,9 @@ def test_label_only_steers_the_labels_of_what_tllm_would_stop() -> None:
     shown = curves(*falling({"c": 0.2}, 3))
     shown = dataclasses.replace(shown, predicted=0.9 * shown.samples)
     labels = [made.update(shown.first(epoch)).label for epoch in (1, 2, 3)]
-    assert (labels[0] == 1).all()
-    assert labels[1][2] == pytest.approx(0.9**-5)
-    assert labels[2][2] == pytest.approx(0.9**-10)
+    assert labels[0][2] == pytest.approx(BEGINNING)
+    assert labels[1][2] == pytest.approx(BEGINNING * 0.9**-5)
+    assert labels[2][2] == pytest.approx(BEGINNING * 0.9**-10)
     assert (np.delete(labels[2], 2) == 1).all()
     fixed = policy("label-only", start_epoch=1, patience=1, window=1, balance=False)
     assert fixed.update(shown.first(1)).label[2] == pytest.approx(10)  # as in the baseline
@@ -466,6 +466,11 @@ def test_an_untaught_class_weighs_as_in_the_baseline(
     assert made.update(curves(*falling({"c": 0.2}, 1))).label[2] == pytest.approx(factor)
 
 
+BEGINNING = (
+    10**0.5
+)  # between 1 and the 10 that gives a label term of 0.1 its weight in the baseline
+
+
 def answered(shares: list[float]) -> kdzoo.TeachingCurves:
     """An epoch in which each class was answered so many times as often as it came."""
     shown = curves([[0.5] * 10], [[0.5] * 10])
@@ -474,19 +479,37 @@ def answered(shares: list[float]) -> kdzoo.TeachingCurves:
 
 def test_balance_steers_an_untaught_class_to_its_share() -> None:
     made = policy("fixed", classes=["b", "c", "d", "e"])
-    assert (made.initial(10).label == 1).all()
+    assert made.initial(10).label == pytest.approx([1, *[BEGINNING] * 4, *[1] * 5])
     shares = [0.8, 0.9, 1.1, 1.0, 0.0, *[1.0] * 5]
     weights = made.update(answered(shares))
     assert (weights.teacher == [1, 0, 0, 0, 0, 1, 1, 1, 1, 1]).all()
-    factors = weights.label
+    factors = weights.label / BEGINNING
     assert factors[1] == pytest.approx(0.9**-5)
     assert factors[2] == pytest.approx(1.1**-5)
-    assert (factors[[0, 3, 5]] == 1).all()  # a class that is taught keeps its weight
-    assert factors[4] == 100  # ten times what it weighs in the baseline, and no more
-    assert made.update(answered(shares)).label[1] == pytest.approx(0.9**-10)
+    assert factors[3] == 1
+    assert factors[4] == pytest.approx(2)  # however seldom it is answered
+    assert (weights.label[[0, 5]] == 1).all()  # a class that is taught keeps its weight
+    assert made.update(answered(shares)).label[1] == pytest.approx(BEGINNING * 0.9**-10)
+    for _ in range(40):
+        factors = made.update(answered([0.5] * 10)).label
+    assert (factors[1:5] == 100).all()  # ten times what it weighs in the baseline, and no more
     for _ in range(40):
         factors = made.update(answered([2.0] * 10)).label
     assert (factors[1:5] == 0.1).all()
+
+
+def test_a_factor_that_went_too_far_comes_back_by_less() -> None:
+    made = policy("fixed", classes=["b"])
+    factors = [made.initial(10).label[1]]
+    again = None
+    for share in (0.0, 0.0, 3.0, 0.0, 3.0, 3.0):
+        factors.append(made.update(answered([share] * 10)).label[1])
+        if again is not None:  # a run that was killed in between
+            assert again.update(answered([share] * 10)).label[1] == factors[-1]
+        again = policy("fixed", classes=["b"])
+        again.load_state_dict(made.state_dict())
+    steps = np.diff(np.log2(factors))
+    assert steps == pytest.approx([1, 1, -1 / 2, 1 / 4, -1 / 8, -1.2 / 8])
 
 
 def test_balance_begins_with_the_label_weight_and_leaves_absent_classes_alone() -> None:
@@ -504,12 +527,12 @@ def test_tllm_steers_a_class_from_the_epoch_after_it_was_stopped() -> None:
     behind = dataclasses.replace(
         curves(*falling({"c": 0.2}, 1)), predicted=answered([0.9] * 10).predicted
     )
-    assert made.update(behind).label[2] == 1
+    assert made.update(behind).label[2] == pytest.approx(BEGINNING)
     again = policy("tllm", start_epoch=1, patience=1, window=1)
     again.load_state_dict(made.state_dict())
     for each in (made, again):
-        assert each.update(behind).label[2] == pytest.approx(0.9**-5)
-        assert each.update(behind).label[2] == pytest.approx(0.9**-10)
+        assert each.update(behind).label[2] == pytest.approx(BEGINNING * 0.9**-5)
+        assert each.update(behind).label[2] == pytest.approx(BEGINNING * 0.9**-10)
 
 
 def test_a_column_that_is_taken_out_leaves_the_rest_renormalized() -> None:

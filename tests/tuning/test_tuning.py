@@ -215,6 +215,8 @@ def test_a_study_that_goes_on_draws_what_it_would_have_drawn(
         ("policy.patience", {"choices": ["many"]}, "whole number"),
         ("policy.patience", {"choices": []}, "is empty"),
         ("policy.patience", {"choices": [1, 1.0]}, "has 1.0 twice"),
+        ("policy.patience", {"choices": [1, 2], "low": 3}, "choices stand alone"),
+        ("policy.patience", {"lwo": 1, "high": 2}, 'did you mean "low"'),
         ("policy.patiense", {"low": 1, "high": 3}, "belongs to none"),
         ("seed", {"low": 1, "high": 3}, "list `seeds` instead"),
         ("store_gb", {"low": 1, "high": 3}, "it is no setting"),
@@ -252,9 +254,19 @@ def test_a_storage_that_is_no_journal(tmp_path: Path, tuned: dict[str, Any]) -> 
     assert file.read_text() == "temperature 4 was best\n"
 
 
-def test_an_unreachable_database(tmp_path: Path, tuned: dict[str, Any]) -> None:
-    with pytest.raises(kdzoo.RunError, match="cannot be used"):
-        kdzoo.tune(tuned, ["tune.storage=sqlite:////nowhere/study.db"], runs=tmp_path)
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("sqlite:////nowhere/study.db", "cannot be used"),
+        ("sqlite://", "in memory"),
+        ("/nowhere/study.journal", "there is no /nowhere"),
+    ],
+)
+def test_an_unreachable_database(
+    tmp_path: Path, tuned: dict[str, Any], storage: str, message: str
+) -> None:
+    with pytest.raises(kdzoo.RunError, match=message):
+        kdzoo.tune(tuned, [f"tune.storage={storage}"], runs=tmp_path)
     assert not list(tmp_path.glob("tiny-*/checkpoint.pt"))
 
 
@@ -307,16 +319,21 @@ def test_keys_of_a_stage_below_what_is_chosen(tuned: dict[str, Any]) -> None:
     [
         ({"sampler": "tpee"}, 'did you mean "tpe"'),
         ({"sampler": {"use": "tpe", "n_startup": 3}}, 'did you mean "n_startup_trials"'),
-        ({"sampler": {"use": "tpe", "n_startup_trials": "three"}}, "sampler tpe"),
+        (
+            {"sampler": {"use": "tpe", "n_startup_trials": "three"}},
+            "n_startup_trials of tpe must be a whole number, not 'three'",
+        ),
+        ({"pruner": "percentile"}, "percentile needs `percentile`"),
         ({"sampler": "grid"}, "a grid needs a step, or choices"),
         ({"pruner": {"use": "median", "n_startup_trials": -1}}, "does not take these"),
         ({"pruner": "wilcoxon"}, "list more `seeds`"),
         ({"pruner": "median", "objective": ["accuracy", "worst_class"]}, "one objective only"),
-        ({"pruner": {"use": "hyperband", "min_resource": 0}}, "pruner hyperband"),
-        ({"sampler": "bruteforce"}, "sampler bruteforce"),
+        ({"pruner": {"use": "hyperband", "min_resource": 0}}, "pruner {.*hyperband.*0}"),
+        ({"sampler": "bruteforce"}, "sampler {.*bruteforce"),
         ({"pruner": "median", "objective": "hurt_classes"}, "only wilcoxon can prune"),
         ({"pruner": "median", "objective": "harm"}, "harm is measured when a seed's run"),
-        ({"objective": "loss"}, "objective"),
+        ({"objective": "loss"}, r"^spec: tune\.objective\.0: [^\n]*$"),
+        ({"objective": []}, "tune.objective: is empty"),
         ({"objective": ["accuracy", "accuracy"]}, "the same one twice"),
         ({"space": ["policy"]}, "must be `default`, or a range"),
         ({"trials": 0}, "trials"),

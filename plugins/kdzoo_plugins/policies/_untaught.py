@@ -23,6 +23,8 @@ __all__ = [
 Bools = npt.NDArray[np.bool_]
 
 _STEEPNESS = 5.0  # answered 1 % too seldom, a class's factor rises by 5 % an epoch
+_REACH = np.log(2.0)  # and by no more than that, however seldom: it would be too often next time
+_GROWTH = 1.2
 _LEAST, _MOST = 0.01, 10.0  # of what gives the label terms their weight in the baseline
 
 
@@ -41,8 +43,8 @@ class LabelParams(kdzoo.Params):
         None,
         ge=0,
         description="The factor on their label terms; with `balance` the one that it begins with. "
-        "None: 1 with `balance`, else as much as the baseline gives them, where label terms weigh "
-        "1.",
+        "None: as much as the baseline gives them, where label terms weigh 1, or with `balance` "
+        "the square root of that.",
     )
 
 
@@ -66,9 +68,11 @@ class UntaughtPolicy(kdzoo.ClassPolicy):
     A class that loses the teacher's terms is left with label terms that were meant to be a small
     part of its loss: it starves, and is answered too seldom. With all of its weight on them it is
     pulled harder than its neighbours, which still follow soft targets, and takes their images.
-    Where between the two it keeps its share depends on the data. So the factor is steered by that
-    share: after each epoch it is multiplied by (samples of the class / samples answered with the
-    class)^5.
+    Where between the two it keeps its share depends on the data. So the factor begins between the
+    two (their geometric mean), and is steered by that share: after each epoch it is multiplied by
+    (samples of the class / samples answered with the class)^5, but by 2 at most, and each time that
+    it turns round by half as much at most. (Without that bound the factor swings from end to end in
+    a student that is still learning fast.)
     """
 
     @property
@@ -95,10 +99,13 @@ class UntaughtPolicy(kdzoo.ClassPolicy):
         self._whole = setting.label_factor(self.left)
         first = params.label_weight
         if first is None:
-            first = 1.0 if params.balance else self._whole
+            first = self._whole**0.5 if params.balance else self._whole
         if params.balance and params.balance_on == "validation":
             refuse_few_images(setting, 1, "validation")
-        self._factors: npt.NDArray[np.float64] = np.full(len(setting.classes), first)
+        count = len(setting.classes)
+        self._factors: npt.NDArray[np.float64] = np.full(count, first)
+        self._reach: npt.NDArray[np.float64] = np.full(count, _REACH)  # of a step, as a logarithm
+        self._last: npt.NDArray[np.float64] = np.zeros(count)  # its direction: -1, 0 or 1
 
     def weights(
         self, untaught: Bools, states: npt.NDArray[np.int64] | None = None
@@ -125,17 +132,29 @@ class UntaughtPolicy(kdzoo.ClassPolicy):
         samples, answered = counted.samples[-1], counted.predicted[-1]
         known = untaught & (samples > 0)
         share = np.where(known, np.maximum(answered, 1.0) / np.maximum(samples, 1.0), 1.0)
-        factors = self._factors * share**-_STEEPNESS
+        wanted = -_STEEPNESS * np.log(share)
+        turned = np.sign(wanted) * self._last < 0
+        grown = np.minimum(_GROWTH * self._reach, _REACH)
+        reach = np.where(turned, self._reach / 2, grown)
+        factors = self._factors * np.exp(np.clip(wanted, -reach, reach))
         bounded = np.clip(factors, _LEAST * self._whole, _MOST * self._whole)
         self._factors = np.where(known, bounded, self._factors)
+        self._reach = np.where(known, reach, self._reach)
+        self._last = np.where(known & (wanted != 0), np.sign(wanted), self._last)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`kdzoo.ClassPolicy.state_dict`."""
-        return {"factors": self._factors.tolist()}
+        return {
+            "factors": self._factors.tolist(),
+            "reach": self._reach.tolist(),
+            "last": self._last.tolist(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`kdzoo.ClassPolicy.load_state_dict`."""
-        self._factors = np.array(state["factors"], dtype=np.float64)
+        self._factors, self._reach, self._last = (
+            np.array(state[key], dtype=np.float64) for key in ("factors", "reach", "last")
+        )
 
 
 class ListedPolicy(UntaughtPolicy):
