@@ -18,6 +18,7 @@ from kdzoo.errors import KdzooError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.console import Console
     from rich.table import Table
 
     from kdzoo.pipeline.plan import Run
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from kdzoo.tuning.study import Tuned
 
 __all__ = ["app", "main"]
+
+_WIDE = 10_000  # columns, more than any table has
 
 app = typer.Typer(
     name="kdzoo",
@@ -222,8 +225,6 @@ def plugins(
         return
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from kdzoo.extend.registry import registry
     from kdzoo.report.table import plain_table
 
@@ -239,7 +240,7 @@ def plugins(
         for record in records:
             adds = "; ".join(f"{kind} {', '.join(names)}" for kind, names in record.adds.items())
             table.add_row(record.name, record.version, record.distribution, record.status, adds)
-        Console(highlight=False, markup=False, soft_wrap=True).print(table)
+        _console().print(table)
         for record in registry().broken:
             print(f"\n{record} is broken: {record.reason}")
         for record in records:
@@ -327,8 +328,6 @@ def evaluate(
     plugin: PluginFiles = None,
 ) -> None:
     """Classify the test images with a finished run's student."""
-    from rich.console import Console
-
     from kdzoo.pipeline.student import evaluate_run
     from kdzoo.report.table import plain_table
 
@@ -341,7 +340,7 @@ def evaluate(
     for name, accuracy in score.classes.items():
         table.add_row(name, f"{100 * accuracy:.1f} %")
     table.add_row("all", f"{100 * score.accuracy:.2f} %")
-    Console(highlight=False, markup=False).print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -365,10 +364,16 @@ def report(
     print(f"Wrote {page}")
 
 
-def _show(table: Table, lines: Iterable[str]) -> None:
+def _console() -> Console:
+    """It fits tables into a terminal; elsewhere they are as wide as they are."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(highlight=False, markup=False, soft_wrap=True, width=width)
+
+
+def _show(table: Table, lines: Iterable[str]) -> None:
+    console = _console()
     console.print()
     console.print(table)
     console.print()
@@ -401,7 +406,7 @@ def _show_tuned(done: Tuned) -> None:
     from kdzoo.pipeline.plan import Run
     from kdzoo.tuning.table import tuning_lines, tuning_table
 
-    _show(tuning_table(done.study), tuning_lines(done.study))
+    _show(tuning_table(done.study), tuning_lines(done.study, done.outcome))
     if isinstance(done.final, Run):
         _show_run(done.final)
     else:

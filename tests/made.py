@@ -59,6 +59,7 @@ def finished_run(
     seed: int = 0,
     effects: np.ndarray | None = None,
     untaught: tuple[int, ...] = (1,),
+    label_weights: dict[str, float] | None = None,
     changes: dict[str, Any] | None = None,
     parameters: tuple[int, int] = (1_000, 10_000),
 ) -> RunDirectory:
@@ -86,6 +87,7 @@ def finished_run(
         ),
         agreement=0.8,
         untaught=tuple(names[c] for c in untaught),
+        label_weights=label_weights or {},
         directories={"teacher": "runs/t", "baseline": f"runs/of-{path.name}"},
     )
     taught = np.ones((epochs, classes))

@@ -343,6 +343,11 @@ class Plan:
             comparison=comparison,
             agreement=agreement,
             untaught=tuple(names[c] for c in curves.untaught),
+            label_weights={
+                name: round(float(weight), 6)
+                for name, weight in zip(names, curves.label_weight[-1], strict=True)
+                if weight != 1
+            },
             directories={role: str(done.directory) for role, done in runs.items()},
         )
 

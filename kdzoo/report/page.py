@@ -44,34 +44,36 @@ class ClassRow:
     """A line of a run's table of classes; ``None`` is what is not known.
 
     Attributes:
-        name: the class.
+        class_: its name.
         images: how many test images it has.
         student: the student's accuracy.
         baseline: the baseline's.
         difference: of the two.
         low: the lower end of its interval.
         high: the upper end.
-        corrected: the difference after both networks' offsets.
+        corrected_difference: the difference after both networks' offsets.
         precision: the student's precision.
-        answered: how much of the student's answers the class is.
-        baseline_answered: how much of the baseline's.
+        predicted_share: how much of the student's answers the class is.
+        baseline_predicted_share: how much of the baseline's.
         teacher: the teacher's accuracy.
         taught: until when the teacher was listened to, in words.
+        label_weight: the policy's factor on its label terms in the last epoch.
     """
 
-    name: str
+    class_: str
     images: int
     student: float
     baseline: float | None
     difference: float | None
     low: float | None
     high: float | None
-    corrected: float | None
+    corrected_difference: float | None
     precision: float | None
-    answered: float
-    baseline_answered: float | None
+    predicted_share: float
+    baseline_predicted_share: float | None
     teacher: float | None
     taught: str
+    label_weight: float
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def write_run_page(directory: RunDirectory) -> Path:
         notes=notes(report),
         classes=rows,
         reach=reach(rows),
-        curves=_figures(report, names, curves, [row.name for row in rows]),
+        curves=_figures(report, names, curves, [row.class_ for row in rows]),
         spec=_text(directory.spec),
         environment=_text(directory.environment),
         plugins=_plugins(directory.environment),
@@ -155,10 +157,11 @@ def render(template: str, **values: Any) -> bytes:
 
 
 def as_csv(line: type[Any], rows: Iterable[Any]) -> bytes:
-    """Instances of a dataclass, with its fields as columns; what is unknown is empty."""
+    """Instances of a dataclass, with its fields as columns (``class_`` as ``class``); what is
+    unknown is empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([field.name for field in dataclasses.fields(line)])
+    writer.writerow([field.name.removesuffix("_") for field in dataclasses.fields(line)])
     writer.writerows([["" if v is None else v for v in vars(row).values()] for row in rows])
     return stream.getvalue().encode()
 
@@ -176,19 +179,22 @@ def _class_rows(report: Report, taught: Mapping[str, str]) -> list[ClassRow]:
         low, high = comparison.intervals[name] if comparison else (None, None)
         rows.append(
             ClassRow(
-                name=name,
+                class_=name,
                 images=report.images[name],
                 student=accuracy,
                 baseline=_of(baseline, "classes", name),
                 difference=comparison.differences[name] if comparison else None,
                 low=low,
                 high=high,
-                corrected=comparison.corrected.get(name) if comparison else None,
+                corrected_difference=(
+                    comparison.corrected_differences.get(name) if comparison else None
+                ),
                 precision=student.precision.get(name),
-                answered=student.predicted_share[name],
-                baseline_answered=_of(baseline, "predicted_share", name),
+                predicted_share=student.predicted_share[name],
+                baseline_predicted_share=_of(baseline, "predicted_share", name),
                 teacher=_of(report.teacher, "classes", name),
                 taught=taught.get(name, ""),
+                label_weight=report.label_weights.get(name, 1.0),
             )
         )
     return sorted(rows, key=lambda row: row.student if row.difference is None else row.difference)

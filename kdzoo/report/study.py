@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,22 @@ from kdzoo.report.evidence import (
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
+from kdzoo.report.table import few
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import settings_of
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import confusion_of
 
-__all__ = ["ClassEvidence", "Setting", "Spread", "StudyReport", "TwoNetworks", "told_apart"]
+__all__ = [
+    "ClassEvidence",
+    "Setting",
+    "Spread",
+    "StudyReport",
+    "TwoNetworks",
+    "short_keys",
+    "told_apart",
+]
 
 _METRICS = (
     "accuracy",
@@ -84,12 +94,11 @@ class ClassEvidence(Record):
         adjusted: the lowest rate of false discoveries at which the class would be named.
         visible: the smallest difference that would have been seen.
         verdict: ``None`` with fewer than five seeds.
-        corrected: the mean difference after both networks' offsets.
+        corrected_difference: the mean difference after both networks' offsets.
         precision: the mean of how much of what the student answers with the class is of it;
             ``None`` if one of the students never answers it.
         predicted_share: the mean of how much of all the student's answers the class is.
-        baseline_share: the same of the baseline.
-        untaught: in how many of the runs the class was no longer taught at the end.
+        baseline_predicted_share: the same of the baseline.
     """
 
     student: float
@@ -101,11 +110,10 @@ class ClassEvidence(Record):
     adjusted: float | None
     visible: float | None
     verdict: Verdict | None
-    corrected: float | None
+    corrected_difference: float | None
     precision: float | None
     predicted_share: float
-    baseline_share: float
-    untaught: int
+    baseline_predicted_share: float
 
 
 class Setting(Record):
@@ -126,6 +134,10 @@ class Setting(Record):
         harm: the expected harm, of all seeds together; of the two networks where there is one seed.
         capacity_gap: how many parameters the teacher has for each of the student's.
         classes: the evidence on each class, by name; empty without a baseline.
+        untaught_runs: in how many of the runs a class was no longer taught at the end, by name, of
+            the classes of which that is true in any.
+        label_weights: the policy's factor on a class's label terms in the last epoch, the mean over
+            runs, by name, of the classes where it is not 1 in all of them.
         confusions: the pairs of classes that the students confuse more often than their baselines,
             images of all seeds added up, those with most added first, up to thirty; empty where
             the directory of a baseline is gone.
@@ -143,6 +155,8 @@ class Setting(Record):
     harm: float | None
     capacity_gap: float | None
     classes: dict[str, ClassEvidence]
+    untaught_runs: dict[str, int]
+    label_weights: dict[str, float]
     confusions: tuple[Confusion, ...]
 
     def count(self, verdict: Verdict) -> int:
@@ -268,6 +282,8 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         if group is not first and result.seed in others
     ]
     parameters = reports[0].teacher_parameters
+    untaught = Counter(name for report in reports for name in report.untaught)
+    weighed = dict.fromkeys(name for report in reports for name in report.label_weights)
     return Setting(
         name=name,
         directories=tuple(str(result.directory.path) for result in group),
@@ -285,6 +301,11 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         harm=harm,
         capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
+        untaught_runs=dict(untaught.most_common()),
+        label_weights={
+            name: float(np.mean([report.label_weights.get(name, 1.0) for report in reports]))
+            for name in weighed
+        },
         confusions=_confusions(group) if paired else (),
     )
 
@@ -309,8 +330,7 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
     share = _means([score.predicted_share for score in students], names)
     others_share = _means([score.predicted_share for score in baselines], names)
     precision = _means([score.precision for score in students], names)
-    corrected = _means([c.corrected for c in comparisons], names)
-    untaught = [sum(name in report.untaught for report in reports) for name in names]
+    corrected = _means([c.corrected_differences for c in comparisons], names)
     return {
         name: ClassEvidence(
             student=float(accuracy[i]),
@@ -318,11 +338,10 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
             difference=float(judged.mean[i]),
             **_numbers(judged, i),
             verdict=None if judged.verdicts is None else judged.verdicts[i],
-            corrected=_known(corrected[i]),
+            corrected_difference=_known(corrected[i]),
             precision=_known(precision[i]),
             predicted_share=float(share[i]),
-            baseline_share=float(others_share[i]),
-            untaught=untaught[i],
+            baseline_predicted_share=float(others_share[i]),
         )
         for i, name in enumerate(names)
     }, harm
@@ -388,7 +407,8 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells each spec from the others, as it would be said with ``--set``.
+    """What tells each spec from the others, as it would be said with ``--set``: of a key, as much
+    as tells it from all other keys; of a long list the first few, if that is enough.
 
     A component's params are compared among the specs that use the component: where another one is
     used, its name says enough.
@@ -397,8 +417,24 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
         specs: as plain data.
     """
     flats = [_flat(spec) for spec in specs]
+    names = _names(flats, _said)
+    return names if len(set(names)) == len(names) else _names(flats, json.dumps)
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Each key without as many of its first parts as are not needed to tell it from the others."""
+    ends = {key: [key.split(".", cut)[-1] for cut in range(key.count("."), -1, -1)] for key in keys}
+    counts = Counter(end for own in ends.values() for end in own)
+    return {key: next((e for e in own if counts[e] == 1), key) for key, own in ends.items()}
+
+
+def _names(flats: Sequence[Mapping[str, Any]], say: Callable[[Any], str]) -> list[str]:
     words: list[list[str]] = [[] for _ in flats]
     keys = dict.fromkeys(key for flat in flats for key in flat)
+    short = short_keys({key.removesuffix(".use") for key in keys})
+    for key, end in short.items():  # what is not said to be the teacher's is the student's
+        if key.startswith("teacher.") and not end.startswith("teacher."):
+            short[key] = f"teacher.{end}"
     for key in keys:
         use = _use_above(key, keys)
         for flat, word in zip(flats, words, strict=True):
@@ -407,9 +443,15 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
             alike = [other for other in flats if use not in flat or other.get(use) == flat[use]]
             if any(other.get(key) != flat[key] for other in alike):
                 value = flat[key]
-                said = value if isinstance(value, str) else json.dumps(value)
-                word.append(f"{key.removesuffix('.use')}={said}")
+                said = value if isinstance(value, str) else say(value)
+                word.append(f"{short[key.removesuffix('.use')]}={said}")
     return [", ".join(word) or ("" if len(flats) == 1 else "as it is") for word in words]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{few([v if isinstance(v, str) else _said(v) for v in value])}]"
+    return json.dumps(value).removesuffix(".0")
 
 
 def _use_above(key: str, keys: Collection[str]) -> str:

@@ -11,13 +11,16 @@ import numpy as np
 from rich.table import Table
 
 from kdzoo.errors import RunError
-from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT
+from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT, Verdict
 from kdzoo.report.page import as_csv, reach, render
 from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks
-from kdzoo.report.table import plain_table
+from kdzoo.report.summary import label_weights_note
+from kdzoo.report.table import counted, few, plain_table
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["study_lines", "study_table", "write_study"]
+
+_NAME = 24  # what a terminal of 80 columns has room for beside the numbers
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,22 @@ class EvidenceRow:
     """A line of a study's table: a class of a setting."""
 
     setting: str
-    name: str
+    class_: str
     verdict: str | None
     difference: float
     low: float | None
     high: float | None
     student: float
     baseline: float
-    corrected: float | None
+    corrected_difference: float | None
     p: float | None
     adjusted: float | None
     visible: float | None
     precision: float | None
     predicted_share: float
-    baseline_share: float
-    untaught: int
+    baseline_predicted_share: float
+    untaught_runs: int
+    label_weight: float
 
 
 def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
@@ -61,7 +65,13 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
     tables = [
         sorted(
             (
-                EvidenceRow(setting.name, name, **dict(evidence))
+                EvidenceRow(
+                    setting=setting.name,
+                    class_=name,
+                    **dict(evidence),
+                    untaught_runs=setting.untaught_runs.get(name, 0),
+                    label_weight=setting.label_weights.get(name, 1.0),
+                )
                 for name, evidence in setting.classes.items()
             ),
             key=lambda row: row.difference,
@@ -76,16 +86,17 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
         report=report,
         about=_about(report),
         tables=[
-            (setting, rows, reach(rows), _said(setting))
+            (setting, rows, _said(setting))
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
+        reach=reach(row for rows in tables for row in rows),  # one, to compare settings by eye
         capacity=_capacity(report),
         networks=_as_networks(report.networks) if report.networks else "",
-        pages={
-            run: Path(os.path.relpath(Path(run) / place.page.name, directory)).as_posix()
+        runs=[
+            (f"{setting.name}, seed {seed}".removeprefix(", "), _page_of(run, directory), run)
             for setting in report.settings
-            for run in setting.directories
-        },
+            for seed, run in zip(setting.seeds, setting.directories, strict=True)
+        ],
     )
     place.write(place.report, report.as_json())
     place.write(place.table, as_csv(EvidenceRow, [row for rows in tables for row in rows]))
@@ -93,15 +104,23 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
     return report
 
 
+def _page_of(run: str, directory: Path) -> str:
+    page = RunDirectory(Path(run)).page
+    return Path(os.path.relpath(page, directory)).as_posix()
+
+
 def study_table(report: StudyReport) -> Table:
     """The table that a command of several runs ends with."""
     table = plain_table(
         "setting", "seeds", "student", "baseline", "difference", "harm", "hurt", "helped"
     )
-    for setting in report.settings:
+    names = [(setting.name or report.name).replace(", ", ",\n") for setting in report.settings]
+    # A terminal that is too narrow folds the numbers before it breaks a name that is not too long.
+    table.columns[0].no_wrap = max(len(line) for n in names for line in n.split("\n")) <= _NAME
+    for name, setting in zip(names, report.settings, strict=True):
         judged = bool(setting.classes) and len(setting.seeds) >= SEEDS_FOR_A_VERDICT
         table.add_row(
-            setting.name or report.name,
+            name,
             str(len(setting.seeds)),
             _spread(setting.student["accuracy"]),
             _spread(setting.baseline.get("accuracy")),
@@ -143,7 +162,20 @@ def _about(report: StudyReport) -> str:
 
 
 def _said(setting: Setting) -> str:
-    """The evidence of a setting in one paragraph."""
+    """The evidence of a setting, and what its policy did, in one paragraph."""
+    said, runs = [_evidence(setting)], len(setting.seeds)
+    if setting.untaught_runs:
+        names = [
+            name if count == runs else f"{name} in {counted(count, 'run')} of {runs}"
+            for name, count in setting.untaught_runs.items()
+        ]
+        said.append(f"No longer taught: {few(names)}.")
+    if setting.label_weights:
+        said.append(label_weights_note(setting.label_weights))
+    return " ".join(said)
+
+
+def _evidence(setting: Setting) -> str:
     count, classes = len(setting.seeds), len(setting.classes)
     if not classes:
         return "There is no baseline to compare with: say `baseline: true`."
@@ -159,13 +191,22 @@ def _said(setting: Setting) -> str:
             f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. If it "
             f"were the only one, {least}. The bars are 90 % intervals."
         )
-    hurt, helped = setting.count("hurt"), setting.count("helped")
+    hurt, helped = _named(setting, "hurt"), _named(setting, "helped")
+    rest = setting.count("no difference shown")
     return (
-        f"{count} seeds: {hurt} classes hurt, {helped} helped, and no difference shown for "
-        f"{classes - hurt - helped}. On average, {100 * FALSE_DISCOVERIES:.0f} % at most of the "
-        f"classes named are named wrongly. If it were the only one, {least}. The bars of classes "
-        "that are named allow for the selection; the others are 90 % intervals."
+        f"{count} seeds: {hurt}, {helped}, and no difference shown for {rest}. On average, "
+        f"{100 * FALSE_DISCOVERIES:.0f} % at most of the classes named are named wrongly. If it "
+        f"were the only one, {least}. The bars of classes that are named allow for the selection; "
+        "the others are 90 % intervals."
     )
+
+
+def _named(setting: Setting, verdict: Verdict) -> str:
+    """How many classes have a verdict, and which, the largest difference first."""
+    named = [(name, e.difference) for name, e in setting.classes.items() if e.verdict == verdict]
+    named.sort(key=lambda item: -abs(item[1]))
+    said = [f"{name} by {100 * abs(difference):.1f} points" for name, difference in named]
+    return f"{counted(len(named), 'class')} {verdict}" + (f" ({few(said)})" if said else "")
 
 
 def _sections(report: StudyReport) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from kdzoo.errors import CheckpointError
 from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
-from kdzoo.report.table import plain_table
+from kdzoo.report.table import counted, few, plain_table
 from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 from kdzoo.training.teacher_check import WHAT_TO_CHECK, is_worse
 
@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "Score",
     "added_confusions",
+    "label_weights_note",
     "notes",
     "summary_lines",
     "summary_table",
@@ -122,8 +123,8 @@ class Comparison(Record):
             images.
         intervals: what :func:`kdzoo.report.evidence.paired_interval` says of each: about these two
             networks, not about another seed.
-        corrected: the difference after each network's logit offsets: what is left of it when no
-            class is answered too often or too seldom. Empty without validation images.
+        corrected_differences: the difference after each network's logit offsets: what is left of
+            it when no class is answered too often or too seldom. Empty without validation images.
         confusions: the pairs of classes that the student confuses more often than the baseline,
             those with most added images first, up to thirty.
         harm: see :func:`kdzoo.report.evidence.expected_harm`; of these two networks.
@@ -132,7 +133,7 @@ class Comparison(Record):
 
     differences: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    corrected: dict[str, float]
+    corrected_differences: dict[str, float]
     confusions: tuple[Confusion, ...]
     harm: float
     mcnemar: float
@@ -167,7 +168,7 @@ class Comparison(Record):
             intervals={
                 names[c]: (_rounded(low[i]), _rounded(high[i])) for i, c in enumerate(known)
             },
-            corrected=_less(score.corrected, other_score.corrected),
+            corrected_differences=_less(score.corrected, other_score.corrected),
             confusions=added_confusions(
                 confusion_of(targets, answers, len(names)),
                 confusion_of(targets, others, len(names)),
@@ -211,6 +212,8 @@ class Report(Record):
         agreement: on how many test images student and teacher give the same answer; ``None``
             without a teacher.
         untaught: the classes that the policy no longer taught in the last epoch.
+        label_weights: the policy's factor on a class's label terms in the last epoch, by name, of
+            the classes where it is not 1.
         directories: the directories of the teacher's and of the baseline's runs.
     """
 
@@ -226,6 +229,7 @@ class Report(Record):
     comparison: Comparison | None = None
     agreement: float | None = None
     untaught: tuple[str, ...] = ()
+    label_weights: dict[str, float] = {}
     directories: dict[str, str] = {}
 
     @classmethod
@@ -291,14 +295,23 @@ def notes(report: Report) -> list[str]:
     if report.comparison is not None:
         above, below, level = report.against_baseline()
         lines += [
-            f"Against the baseline: {above} classes above, {below} below, {level} level. "
+            f"Against the baseline: {counted(above, 'class')} above, {below} below, {level} level. "
             "One seed: no verdict.",
             f"Expected harm: {100 * report.comparison.harm:.1f} points of accuracy, summed over "
             "classes.",
         ]
     if report.teacher is not None:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
+    if report.label_weights:
+        lines.append(label_weights_note(report.label_weights))
     return lines
+
+
+def label_weights_note(weights: Mapping[str, float]) -> str:
+    """Which classes a policy gave more, or less, of their label terms, the heaviest first."""
+    ordered = sorted(weights.items(), key=lambda item: -item[1])
+    said = few([f"{name} ({weight:.3g})" for name, weight in ordered])
+    return f"Label weights other than 1: {said}."
 
 
 def teacher_note(report: Report) -> str | None:

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdzoo.report.page import render
 from kdzoo.training.directory import RunDirectory
-from kdzoo.tuning.trials import best_trial, importances_of, number, ranked, runs_again, short
+from kdzoo.tuning.outcome import Outcome
+from kdzoo.tuning.trials import importances_of, number, on_front, ranked, runs_again, short
 
 __all__ = ["write_tuning_page"]
 
@@ -106,14 +107,14 @@ class _Axis:
         return tuple((words(v), self.place(v)) for v in dict.fromkeys(shown))
 
 
-def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool) -> None:
+def write_tuning_page(directory: Path, study: Study, final: Path, outcome: Outcome) -> None:
     """Write the report on a study.
 
     Args:
         directory: the study's.
         study: Optuna's; a trial of it is complete.
         final: the directory of what was trained with the best setting: a run, or several.
-        again: whether that is not the best trial itself.
+        outcome: what came out of it.
     """
     place = RunDirectory(directory)
     names: list[str] = study.user_attrs["objective"]
@@ -124,8 +125,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
     trials.sort(key=lambda trial: (order.get(trial.number, math.inf), trial.number))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     importances = {name: importances_of(study, i) for i, name in enumerate(names)}
-    best = best_trial(study)
-    front = {t.number for t in study.best_trials} if len(names) > 1 else {best.number}
+    front = on_front(study)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     tenth = {trial.number for trial in complete[: math.ceil(len(complete) / 10)]}
     states = [trial.state for trial in trials]
@@ -133,10 +133,13 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
         "name": study.study_name,
         "space": {key: json.loads(said) for key, said in study.user_attrs["space"].items()},
         "objective": names,
-        "best": best.number,
+        "best": outcome.trial,
         "front": sorted(front),
         "importances": importances,
         "final": _relative(final, directory),
+        "trained_again": outcome.again,
+        "validation": outcome.validation,
+        "test": outcome.test,
         "trials": [_record(trial, names) for trial in trials],
     }
     page = render(
@@ -144,6 +147,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
         kind="study of settings",
         title=study.study_name,
         sections=[
+            ("result", "Result"),
             ("trials", "Trials"),
             ("history", "History"),
             *([("curves", "Epoch by epoch")] if _curved(trials) else []),
@@ -151,7 +155,6 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
             ("slices", "Param by param"),
             ("parallel", "Together"),
             *([("front", "Pareto front")] if len(names) > 1 else []),
-            ("runs", "The runs"),
         ],
         about=(
             f"Trials: {states.count(TrialState.COMPLETE)} complete, "
@@ -163,7 +166,7 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
         rows=[
             (
                 trial,
-                trial.number in front,
+                _state(trial, outcome, front),
                 [number(n, v) for n, v in _values(trial, names).items()] or [""] * len(names),
                 [short(trial.params[key]) if key in trial.params else "" for key in keys],
             )
@@ -181,11 +184,19 @@ def write_tuning_page(directory: Path, study: Study, final: Path, *, again: bool
             for pair in itertools.combinations(range(len(names)), 2)
         ],
         final=(final.name, f"{_relative(final, directory)}/{place.page.name}"),
-        again=again,
+        outcome=outcome,
     )
     place.write(place.report, json.dumps(report, indent=2).encode() + b"\n")
     place.write(place.table, _csv(trials, names, keys))
     place.write(place.page, page)
+
+
+def _state(trial: FrozenTrial, outcome: Outcome, front: set[int]) -> tuple[str, bool]:
+    """What became of a trial, and whether it is among the best."""
+    if trial.number not in front:
+        return trial.state.name.lower(), False
+    words = "best" if len(trial.values) == 1 else "on the front"
+    return f"{words}, tested" if trial.number == outcome.trial else words, True
 
 
 def _record(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
@@ -232,9 +243,9 @@ def _history(study: Study, which: int, complete: Sequence[FrozenTrial], front: s
     steps = [(x.place(t.number), y.place(b)) for t, b in zip(trials, bests, strict=True)]
     path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"H{right}V{down}" for right, down in steps)
     return Plot(
-        f"{name} by trial",
+        f"{_measure(name)} by trial",
         x.ticks(str),
-        y.ticks(lambda value: number(name, value)),
+        y.ticks(lambda value: _tick(name, value)),
         tuple(_mark(trial, x.place(trial.number), which, name, y, front) for trial in trials),
         path,
     )
@@ -260,9 +271,9 @@ def _curves(name: str, trials: Sequence[FrozenTrial], best: set[int]) -> Plot:
         lines.append(Line(path, trial.number in best))
     which = f" of {len(drawn)} trials of {len(trials)}" if len(drawn) < len(trials) else ""
     return Plot(
-        f"{name}{which} by epoch, over all seeds",
+        f"{_measure(name)}{which} by epoch, over all seeds",
         x.ticks(str),
-        y.ticks(lambda value: number(name, value)),
+        y.ticks(lambda value: _tick(name, value)),
         lines=tuple(lines),
     )
 
@@ -272,13 +283,13 @@ def _slice(
 ) -> Plot:
     trials = [trial for trial in complete if key in trial.params]
     if not trials:
-        return Plot(f"{name} by {key}", (), ())
+        return Plot(f"{_measure(name)} by {key}", (), ())
     x = _Axis([trial.params[key] for trial in trials], 52, 250, _is_log(trials, key))
     y = _Axis([trial.values[which] for trial in trials], 110, 14)
     return Plot(
-        f"{name} by {key}",
+        f"{_measure(name)} by {key}",
         x.ticks(short),
-        y.ticks(lambda value: number(name, value)),
+        y.ticks(lambda value: _tick(name, value)),
         tuple(_mark(trial, x.place(trial.params[key]), which, name, y, front) for trial in trials),
     )
 
@@ -290,9 +301,9 @@ def _front(
     x = _Axis([trial.values[first] for trial in complete], _LEFT, _RIGHT)
     y = _Axis([trial.values[second] for trial in complete], _BOTTOM, _TOP)
     return Plot(
-        f"{names[second]} (upwards) by {names[first]}",
-        x.ticks(lambda value: number(names[first], value)),
-        y.ticks(lambda value: number(names[second], value)),
+        f"{_measure(names[second])} (upwards) by {_measure(names[first])}",
+        x.ticks(lambda value: _tick(names[first], value)),
+        y.ticks(lambda value: _tick(names[second], value)),
         tuple(
             _mark(trial, x.place(trial.values[first]), second, names[second], y, front)
             for trial in complete
@@ -338,6 +349,15 @@ def _mark(
     value = trial.values[which]
     said = f"trial {trial.number}: {number(name, value)}"
     return Mark(across, y.place(value), trial.number in front, said)
+
+
+def _measure(name: str) -> str:
+    """An objective in a plot's title, with the unit that has no room on an axis."""
+    return "harm in points" if name == "harm" else name
+
+
+def _tick(name: str, value: float) -> str:
+    return number(name, value).removesuffix(" points")
 
 
 def _is_log(trials: Sequence[FrozenTrial], key: str) -> bool:

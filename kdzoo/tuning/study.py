@@ -49,6 +49,7 @@ from kdzoo.training.environment import read_environment
 from kdzoo.training.evaluate import Ints
 from kdzoo.tuning.hparams import write_hparams
 from kdzoo.tuning.interrupts import Interrupts
+from kdzoo.tuning.outcome import Outcome
 from kdzoo.tuning.page import write_tuning_page
 from kdzoo.tuning.progress import Progress
 from kdzoo.tuning.search import (
@@ -83,12 +84,14 @@ class Tuned:
         study: Optuna's own.
         best: the best trial; of several objectives the one of the front that is best in the first.
         final: the best setting, trained again on all training images, and tested.
+        outcome: what it reached on the validation images, and what on the test images.
     """
 
     directory: Path
     study: Study
     best: FrozenTrial
     final: Run | Runs
+    outcome: Outcome
 
 
 def tune(
@@ -135,8 +138,10 @@ def tune(
             say.info("%s", said)
     final = worker.finish(best)
     again = any(_whole(one) != one for one in worker.specs_of(best))
-    write_tuning_page(worker.directory, worker.study, final.directory, again=again)
-    return Tuned(worker.directory, worker.study, best, final)
+    reports = [one.report for one in ([final] if isinstance(final, Run) else final.runs)]
+    outcome = Outcome.of(worker.study, best, reports, again=again)
+    write_tuning_page(worker.directory, worker.study, final.directory, outcome)
+    return Tuned(worker.directory, worker.study, best, final, outcome)
 
 
 def _help(

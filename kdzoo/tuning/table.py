@@ -6,8 +6,10 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from rich.table import Table
 
-from kdzoo.report.table import plain_table
-from kdzoo.tuning.trials import importances_of, number, ranked, short
+from kdzoo.report.study import short_keys
+from kdzoo.report.table import counted, plain_table
+from kdzoo.tuning.outcome import Outcome
+from kdzoo.tuning.trials import importances_of, number, on_front, ranked, short
 
 __all__ = ["tuning_lines", "tuning_table"]
 
@@ -19,7 +21,7 @@ def tuning_table(study: Study) -> Table:
     names = study.user_attrs["objective"]
     best = ranked(study)[:_ROWS]
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    table = plain_table("trial", *names, *keys, words=0)
+    table = plain_table("trial", *names, *short_keys(keys).values(), words=0)
     for trial in best:
         values = [number(name, v) for name, v in zip(names, trial.values, strict=True)]
         params = [short(trial.params[key]) if key in trial.params else "" for key in keys]
@@ -27,15 +29,31 @@ def tuning_table(study: Study) -> Table:
     return table
 
 
-def tuning_lines(study: Study) -> list[str]:
+def tuning_lines(study: Study, outcome: Outcome) -> list[str]:
     """What is said below the table."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     complete, pruned = states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED)
-    lines = [
-        f"{complete} trials complete, {pruned} pruned. Measured on the validation images: as the "
-        "best of many, the first looks better there than it is."
+    objective = study.user_attrs["objective"]
+    lines = []
+    if len(objective) > 1:
+        front = len(on_front(study))
+        which = f"The best {_ROWS} in {objective[0]} of the" if front > _ROWS else "The"
+        lines.append(
+            f"{which} Pareto front, {counted(front, 'trial')} of {complete}: no other trial is "
+            "better in one objective without being worse in another."
+        )
+    lines += [
+        f"{counted(complete, 'trial')} complete, {pruned} pruned. Measured on the validation "
+        "images: as the best of many, the first looks better there than it is.",
+        f"{outcome.said}.",
     ]
-    for place, name in enumerate(study.user_attrs["objective"]):
+    lines += [
+        f"{name}: "
+        + (f"{validation} on the validation images, " if validation else "")
+        + f"{test} on the test images."
+        for name, validation, test in outcome.rows
+    ]
+    for place, name in enumerate(objective):
         shares = importances_of(study, place)
         if shares:
             said = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares.items())

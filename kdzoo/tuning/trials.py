@@ -16,6 +16,7 @@ __all__ = [
     "count_done",
     "importances_of",
     "number",
+    "on_front",
     "ranked",
     "runs_again",
     "setting_of",
@@ -39,6 +40,13 @@ def ranked(study: Study) -> list[FrozenTrial]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     highest = study.directions[0] == StudyDirection.MAXIMIZE
     return sorted(complete, key=lambda trial: trial.values[0], reverse=highest)
+
+
+def on_front(study: Study) -> set[int]:
+    """The numbers of the trials on the Pareto front; of one objective, of the best one."""
+    if len(study.directions) == 1:
+        return {study.best_trial.number}
+    return {trial.number for trial in study.best_trials}
 
 
 def values_of(study: Study, trial: FrozenTrial) -> dict[str, float]:

@@ -111,22 +111,25 @@ def test_colours_have_contrast_in_dark_and_light(tmp_path: Path) -> None:
 
 
 def test_page_csv_and_json_say_the_same(tmp_path: Path) -> None:
-    directory = finished_run(tmp_path / "run")
-    _, page = page_of(directory)
+    directory = finished_run(tmp_path / "run", label_weights={"hen": 14.23})
+    text, page = page_of(directory)
     report = json.loads(directory.report.read_text())
     with open(directory.table, newline="", encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
     differences = report["comparison"]["differences"]
-    assert {line["name"]: float(line["difference"]) for line in lines} == differences
-    assert [line["name"] for line in lines] == sorted(differences, key=differences.__getitem__)
+    assert {line["class"]: float(line["difference"]) for line in lines} == differences
+    assert [line["class"] for line in lines] == sorted(differences, key=differences.__getitem__)
     heads = next(cells for cells in page.cells if "Difference" in cells)
     shown = {cells[0]: cells for cells in page.cells if len(cells) == len(heads)}
     for line in lines:
-        cells = dict(zip(heads, shown[line["name"]], strict=True))
+        cells = dict(zip(heads, shown[line["class"]], strict=True))
         difference = f"{100 * float(line['difference']):+.1f}".replace("-", "\u2212")
         assert cells["Difference"].lstrip("+") == difference.lstrip("+")
-        assert cells["Student"] == f"{100 * report['student']['classes'][line['name']]:.1f}"
-        assert cells["Taught"] == ("to epoch 4" if line["name"] == HOSTILE else "to the end")
+        assert cells["Student"] == f"{100 * report['student']['classes'][line['class']]:.1f}"
+        assert cells["Taught"] == ("to epoch 4" if line["class"] == HOSTILE else "to the end")
+        assert float(line["label_weight"]) == report["label_weights"].get(line["class"], 1)
+        assert cells["Label weight"] == ("14.2" if line["class"] == "hen" else "1")
+    assert "Label weights other than 1: hen (14.2)." in text
 
 
 def test_every_run_has_its_page(

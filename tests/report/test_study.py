@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
+import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ import numpy as np
 import pytest
 from made import HOSTILE, IMAGES, finished_run, names_of
 from page_reader import Page
+from rich.console import Console
 from ruamel.yaml import YAML
 from scipy import stats
 
 import kdzoo
 from kdzoo.report.evidence import expected_harm, judge
-from kdzoo.report.study import StudyReport
+from kdzoo.report.study import StudyReport, told_apart
 from kdzoo.report.study_page import study_lines, study_table, write_study
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
@@ -46,12 +50,12 @@ def test_five_seeds_have_verdicts(tmp_path: Path) -> None:
     evidence = setting.classes[HOSTILE]
     assert evidence.difference == pytest.approx(differences[:, 1].mean())
     assert (evidence.low, evidence.high) == pytest.approx((judged.low[1], judged.high[1]))
-    assert evidence.untaught == 6
+    assert setting.untaught_runs == {HOSTILE: 6}
     precisions = [report.student.precision[HOSTILE] for report in reports]
     assert evidence.precision == pytest.approx(np.mean(precisions))
     shares = [report.baseline.predicted_share[HOSTILE] for report in reports if report.baseline]
-    assert evidence.baseline_share == pytest.approx(np.mean(shares))
-    assert evidence.predicted_share != evidence.baseline_share
+    assert evidence.baseline_predicted_share == pytest.approx(np.mean(shares))
+    assert evidence.predicted_share != evidence.baseline_predicted_share
     accuracies = [report.student.accuracy for report in reports]
     assert setting.student["accuracy"].mean == pytest.approx(np.mean(accuracies))
     assert setting.student["accuracy"].deviation == pytest.approx(np.std(accuracies, ddof=1))
@@ -66,6 +70,21 @@ def test_five_seeds_have_verdicts(tmp_path: Path) -> None:
     agreements = [report.agreement for report in reports]
     assert setting.agreement is not None
     assert setting.agreement.mean == pytest.approx(np.mean(agreements))
+
+
+def test_the_classes_that_are_hurt_are_named_the_worst_first(tmp_path: Path) -> None:
+    effects = np.linspace(0.1, -0.45, 10)
+    report = StudyReport.of(runs_of(tmp_path, range(6), effects=effects))
+    (setting,) = report.settings
+    hurt = {n: e.difference for n, e in setting.classes.items() if e.verdict == "hurt"}
+    worst = sorted(hurt, key=hurt.__getitem__)
+    assert len(worst) == 7
+    named = ", ".join(f"{name} by {-100 * hurt[name]:.1f} points" for name in worst[:5])
+    assert f"6 seeds: 7 classes hurt ({named}, and 2 others), " in study_lines(report)[1]
+    classes = {n: e for n, e in setting.classes.items() if n not in worst[:6]}
+    one = report.model_copy(update={"settings": (setting.model_copy(update={"classes": classes}),)})
+    said = f": 1 class hurt ({worst[6]} by {-100 * hurt[worst[6]]:.1f} points), "
+    assert said in study_lines(one)[1]
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
@@ -96,14 +115,69 @@ def test_settings_are_told_apart_as_set_would_say_it(tmp_path: Path) -> None:
     report = StudyReport.of(directories)
     assert [setting.name for setting in report.settings] == [
         "policy=all",
-        "policy=tllm, policy.margin=0.1",
-        "policy=tllm, policy.margin=0.2, losses.kd.alpha=1",
+        "policy=tllm, margin=0.1",
+        "policy=tllm, margin=0.2, alpha=1",
     ]
     first, second, _ = report.settings
     assert first.against_first is None
     assert second.against_first is not None
     # Of the same seed and the same drawn numbers, so there is no difference.
     assert second.against_first.mean == 0
+
+
+def test_a_name_has_as_much_of_a_key_as_tells_it_from_the_others() -> None:
+    losses = [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9, "temperature": 2.0}]
+    train, many = {"optimizer": {"lr": 0.1}}, list("abcdefgh")
+    spec = {"losses": losses, "train": train, "teacher": {"train": train}, "classes": []}
+    others = [
+        {**spec, "losses": [losses[0], {**losses[1], "weight": 1.5, "temperature": 4.5}]},
+        {**spec, "train": {"optimizer": {"lr": 0.2}}, "classes": many},
+    ]
+    short = "train.optimizer.lr=0.1"  # the teacher has one, too, and all of this is its end
+    assert told_apart([spec, *others]) == [
+        f"kd.weight=0.9, temperature=2, {short}, classes=[]",
+        f"kd.weight=1.5, temperature=4.5, {short}, classes=[]",
+        "kd.weight=0.9, temperature=2, train.optimizer.lr=0.2, "
+        "classes=[a, b, c, d, e, and 3 others]",
+    ]
+    # A list is not cut where it differs.
+    one, other = told_apart([{"classes": many}, {"classes": [*many[:-1], "z"]}])
+    assert one == f"classes={json.dumps(many)}"
+    assert other.endswith('"z"]')
+
+
+def test_no_name_is_cut_where_the_table_is_wide(tmp_path: Path) -> None:
+    changes = [{"policy": {"use": "tllm", "false_discoveries": x, "margin": x}} for x in (0.1, 0.2)]
+    report = StudyReport.of(
+        directory
+        for number, change in enumerate(changes)
+        for directory in runs_of(tmp_path, range(2), str(number), changes=change)
+    )
+    for width in (60, 80, 200):
+        console = Console(width=width, file=io.StringIO(), soft_wrap=True)
+        console.print(study_table(report))
+        said = console.file.getvalue()
+        assert all(said.count(f"false_discoveries={x},") == 1 for x in (0.1, 0.2)), said
+        assert all(said.count(f"margin={x} ") == 1 for x in (0.1, 0.2)), said
+
+
+def test_what_a_policy_did_is_said_of_each_setting(tmp_path: Path) -> None:
+    weights = [{"hen": 40.0, "tench": 0.5}, {"hen": 20.0}]
+    options = [{"untaught": (2, 7), "label_weights": w} for w in weights]
+    runs = [finished_run(tmp_path / f"r{s}", seed=s, **o) for s, o in enumerate(options)]
+    runs.append(finished_run(tmp_path / "r2", seed=2, untaught=(2,)))
+    report = write_study(tmp_path / "side", runs)
+    (setting,) = report.settings
+    assert setting.untaught_runs == {"=1+2": 3, "hen": 2}
+    assert setting.label_weights == pytest.approx({"hen": 61 / 3, "tench": 2.5 / 3})
+    said = study_lines(report)[1]
+    assert "No longer taught: =1+2, hen in 2 runs of 3." in said
+    assert "Label weights other than 1: hen (20.3), tench (0.833)." in said
+    assert said in html.unescape((tmp_path / "side" / "report.html").read_text(encoding="utf-8"))
+    with open(tmp_path / "side" / "report.csv", newline="", encoding="utf-8") as stream:
+        lines = {line["class"]: line for line in csv.DictReader(stream)}
+    assert float(lines["hen"]["label_weight"]) == pytest.approx(61 / 3)
+    assert (lines["hen"]["untaught_runs"], lines["ostrich"]["label_weight"]) == ("2", "1.0")
 
 
 def test_what_does_not_decide_makes_no_setting(tmp_path: Path) -> None:
@@ -147,7 +221,7 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     for setting in report["settings"]:
         for name, evidence in setting["classes"].items():
             (line,) = (
-                row for row in lines if (row["setting"], row["name"]) == (setting["name"], name)
+                row for row in lines if (row["setting"], row["class"]) == (setting["name"], name)
             )
             assert float(line["difference"]) == evidence["difference"]
             assert line["verdict"] == evidence["verdict"]
@@ -157,6 +231,16 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     links = [a["href"] or "" for a in page.all("a")]
     pages = [link for link in links if link.startswith("..")]
     assert len(pages) == 10
+    for number, gap in enumerate((5_000, 50_000)):
+        listed = {
+            f"../r{number}-{seed}/report.html": f"teacher.width={gap}, seed {seed}"
+            for seed in range(5)
+        }
+        assert all(f'<a href="{link}">{name}</a>' in text for link, name in listed.items())
+    # One scale for both settings: bars are compared by eye.
+    scales = [cells[3] for cells in page.cells if cells[0] == "Class"]
+    assert len(scales) == 2
+    assert len(set(scales)) == 1
     assert all((tmp_path / "side" / link).parent.is_dir() for link in pages)
     assert sum(tag == "circle" for tag, _ in page.elements) == 2
     assert {link[1:] for link in links if link[0] == "#"} <= {
@@ -261,7 +345,7 @@ def test_a_spec_of_several_runs_does_them_all(
     study = kdzoo.run_study({**tiny, "seeds": [0, 1], "sweep": sweep}, runs=tmp_path / "runs")
     assert len(study.runs) == 4
     names = [setting.name for setting in study.report.settings]
-    assert names == ["losses.kd.temperature=2.0", "losses.kd.temperature=4.0"]
+    assert names == ["temperature=2", "temperature=4"]
     # One teacher for all, and one baseline for each seed.
     shared = {
         role: {run.report.directories[role] for run in study.runs}
@@ -314,16 +398,21 @@ def test_a_run_that_diverges_does_not_stop_the_others(
 ) -> None:
     spec = {**tiny, "baseline": False, "policy": "all"}
     losses = ["ce", {"use": "sample-explodes"}]
-    sweep = {"losses.sample-explodes.after": [1.0, 1000.0]}
+    sweep = {"losses.sample-explodes.after": [1.0, 1000.0, 2000.0]}
     file = tmp_path / "study.yaml"
     file.write_text(json.dumps({**spec, "losses": losses, "sweep": sweep}))
-    said = kdzoo_command("run", "study.yaml")
+    said = kdzoo_command("run", "study.yaml", env={"COLUMNS": "20"})
     assert said.returncode == 1
     assert "kdzoo: 1 run failed, and is in no table:" in said.stderr
     assert "became" in said.stderr
     (directory,) = tmp_path.glob("runs/tiny-study-*")
     assert f"Report:         {Path('runs') / directory.name / 'report.html'}" in said.stdout
-    assert len(json.loads((directory / "report.json").read_text())["settings"]) == 1
+    assert len(json.loads((directory / "report.json").read_text())["settings"]) == 2
+    # In a pipe a table has the room that it needs.
+    for after in (1000, 2000):
+        assert re.search(rf"^after={after} +1 +\d+\.\d\d *$", said.stdout, re.MULTILINE), (
+            said.stdout
+        )
 
 
 def test_a_mistake_in_the_last_cell_is_found_before_the_first_is_trained(
@@ -403,7 +492,7 @@ def test_one_that_diverges_is_left_out_whoever_had_it_first(
     ("sweep", "said"),
     [
         ({"log_every": [5, 10]}, r"run 1 \(log_every=5\) and run 2 \(log_every=10\) are the same"),
-        ({"data.flip": [False, None]}, r"run 1 \(data.flip=false\) and run 2 \(data.flip=null\)"),
+        ({"data.flip": [False, None]}, r"run 1 \(flip=false\) and run 2 \(flip=null\)"),
         (
             {"train.compile": [False, True], "losses.kd.temperature": [2.0, 4.0]},
             r"run 1 \(train.compile=false\) and run 3 \(train.compile=true\)",

@@ -10,8 +10,9 @@ import numpy as np
 
 import kdzoo
 from kdzoo.report.evidence import mcnemar
-from kdzoo.report.summary import Comparison, Report, Score
+from kdzoo.report.summary import Comparison, Report, Score, summary_lines
 from kdzoo.training.answers_file import read_answers
+from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation
 
@@ -46,7 +47,7 @@ def test_the_comparison_is_of_the_two_runs_answers(tmp_path: Path, tiny: dict[st
     assert report.comparison.harm >= 0
     assert report.images == dict.fromkeys("abcdefghij", 300)
     assert report.teacher_parameters == 11 * 16 + 16 + 16 * 10 + 10
-    assert set(report.comparison.corrected) == set(report.comparison.differences)
+    assert set(report.comparison.corrected_differences) == set(report.comparison.differences)
     (own_directory,) = (p for p in tmp_path.glob("tiny-*") if p.name.count("-") == 1)
     own = read_answers(RunDirectory(own_directory))
     others = {
@@ -70,13 +71,27 @@ def test_the_comparison_is_of_the_two_runs_answers(tmp_path: Path, tiny: dict[st
     assert min(added) > 0
 
 
+def test_label_weights_that_a_policy_changed_are_in_the_report(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    policy = {"use": "fixed", "classes": ["b", "c"]}
+    run = kdzoo.run({**tiny, "policy": policy}, runs=tmp_path)
+    _, curves = read_curves(RunDirectory(run.directory).classes)
+    last = curves.label_weight[-1]
+    assert set(run.report.label_weights) == {"b", "c"}
+    assert list(run.report.label_weights.values()) == [round(w, 6) for w in last[1:3]]
+    said = " ".join(summary_lines(run.report))
+    assert "Label weights other than 1: " in said
+    assert f"b ({last[1]:.3g})" in said
+
+
 def test_without_validation_images_nothing_is_corrected(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     tiny["data"]["validation"] = 0
     report = kdzoo.run(tiny, runs=tmp_path).report
     assert report.comparison is not None
-    assert report.comparison.corrected == report.student.corrected == {}
+    assert report.comparison.corrected_differences == report.student.corrected == {}
     assert report.student.corrected_accuracy is None
 
 
@@ -104,7 +119,7 @@ def test_a_run_of_an_older_version_is_tested_again_but_not_trained(
     run = kdzoo.run(tiny, runs=tmp_path)
     (run.directory / "answers.safetensors").unlink()
     old = json.loads((run.directory / "report.json").read_text())
-    del old["comparison"]["corrected"]
+    old["comparison"]["corrected"] = old["comparison"].pop("corrected_differences")
     (run.directory / "report.json").write_text(json.dumps(old))
     metrics = (run.directory / "metrics.jsonl").read_bytes()
     assert kdzoo.run(tiny, runs=tmp_path).report == run.report
