@@ -386,6 +386,35 @@ def test_load_student_and_evaluate(
     assert "all" in kdzoo_command("evaluate", str(run.directory)).stdout
 
 
+def test_a_student_whose_model_is_gone_or_has_other_params(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdzoo.pipeline.student import evaluate_run
+
+    class Passing(type(registry().make("model", "mlp", {}))):  # type: ignore[misc]
+        name = "passing"
+
+    known = registry()._components["model"]
+    monkeypatch.setitem(known, "passing", Passing)
+    alone = {"teacher": None, "baseline": False, "policy": "all", "losses": ["ce"]}
+    student = {"use": "passing", "widths": [4]}
+    run = kdzoo.run({**tiny, **alone, "student": student}, runs=tmp_path)
+
+    class Other(Passing):  # type: ignore[misc, valid-type]
+        class Params(kdzoo.Params):
+            """Renamed."""
+
+            layers: tuple[int, ...] = kdzoo.Field((4,), description="Their widths.")
+
+    monkeypatch.setitem(known, "passing", Other)
+    for does in (kdzoo.load_student, evaluate_run):
+        with pytest.raises(kdzoo.CheckpointError, match=r"(?s)widths.*the version that it"):
+            does(run.directory)
+    monkeypatch.delitem(known, "passing")
+    with pytest.raises(kdzoo.CheckpointError, match=r"(?s)unknown model.*kdzoo\.register"):
+        kdzoo.load_student(run.directory)
+
+
 def test_a_teacher_out_of_a_checkpoint(
     tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

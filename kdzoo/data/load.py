@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def load_images(
     """
     if isinstance(answer, ImageData):
         _check_data(source, answer)
-        return _in_memory(source, answer, _delivered(answer), device)
+        return _in_memory(source, answer, _delivered(source, answer), device)
     if not isinstance(answer, ImageFiles):
         kinds = "kdzoo.ImageData or kdzoo.ImageFiles"
         raise DataError(f'data "{source}": load() answered {type(answer).__name__}, not {kinds}')
@@ -130,8 +131,8 @@ def _streamed(
 ) -> ImageSet:
     height, width, channels = decoder.shape
     usual_mean, usual_std = _IMAGENET[channels]
-    mean = _numbers(usual_mean if files.mean is None else files.mean)
-    std = _numbers(usual_std if files.std is None else files.std)
+    mean = _numbers(source, "mean", usual_mean if files.mean is None else files.mean)
+    std = _numbers(source, "std", usual_std if files.std is None else files.std)
     _check_statistics(source, channels, mean, std)
     digest = hashlib.sha256()
     for images in (files.train, files.test):
@@ -157,7 +158,7 @@ def _streamed(
     )
 
 
-def _delivered(data: ImageData) -> _Held:
+def _delivered(source: str, data: ImageData) -> _Held:
     train, test = (
         images.cpu().permute(0, 2, 3, 1).contiguous()
         for images in (data.train_images, data.test_images)
@@ -168,8 +169,8 @@ def _delivered(data: ImageData) -> _Held:
         test,
         data.test_targets.cpu(),
         tuple(data.classes),
-        _numbers(data.mean),
-        _numbers(data.std),
+        _numbers(source, "mean", data.mean),
+        _numbers(source, "std", data.std),
     )
 
 
@@ -217,8 +218,8 @@ def _held(
         test,
         files.test.targets,
         tuple(files.classes),
-        _numbers(mean if files.mean is None else files.mean),
-        _numbers(std if files.std is None else files.std),
+        tuple(map(float, mean if files.mean is None else files.mean)),
+        tuple(map(float, std if files.std is None else files.std)),
     )
 
 
@@ -242,8 +243,11 @@ def _crop(crop: int | None, height: int, width: int) -> int:
     return min(height, width) // 8 if crop is None else crop
 
 
-def _numbers(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _numbers(source: str, name: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        _fail(source, f"{name} is {values!r}; it must be a number for each channel, as a tuple")
 
 
 def _check_data(source: str, data: ImageData) -> None:
@@ -285,6 +289,9 @@ def _check_files(source: str, files: ImageFiles) -> None:
         _fail(source, f"channels is {files.channels}; it must be 3 (colour) or 1 (grey)")
     if files.size is not None and (len(files.size) != 2 or min(files.size) < 1):
         _fail(source, f"size is {files.size}; it must be (height, width), each above 0")
+    for name, values in (("mean", files.mean), ("std", files.std)):
+        if values is not None:
+            _numbers(source, name, values)
     _check_labels(source, files.classes, files.train.targets, files.test.targets)
 
 
@@ -322,11 +329,13 @@ def _check_statistics(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             _fail(source, f"{name} has {len(values)} numbers for {channels} channels")
-        if not all(math.isfinite(value) for value in values):
-            _fail(source, f"{name} has a number that is not finite")
+        if not all(0 <= value <= 1 for value in values):  # NaN is not, either
+            _fail(
+                source, f"{name} is {tuple(values)}; it must be in units of [0, 1], not of [0, 255]"
+            )
     if min(std) <= 0:
         _fail(source, "std has a number that is not above 0")
 
 
-def _fail(source: str, message: str) -> None:
+def _fail(source: str, message: str) -> NoReturn:
     raise DataError(f'data "{source}": {message}')

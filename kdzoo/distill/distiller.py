@@ -119,6 +119,12 @@ class Distiller(nn.Module):
                 f"policy is {policy!r}; it must be an instance of a class policy, such as "
                 'TLLM(TLLM.Params(signal="agreement")), or None'
             )
+        for term in terms:
+            if not isinstance(term, Term):
+                raise SpecError(
+                    f"a term is {term!r}; it must be a kdzoo.Term, and "
+                    'kdzoo.terms(["ce", "kd"]) makes a list of them'
+                )
         self.classes = tuple(classes)
         self.student = student
         if len(example) == 1:  # batch norm cannot be tried in train mode on one image

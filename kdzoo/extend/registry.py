@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from kdzoo.errors import PluginError, SpecError, did_you_mean
 from kdzoo.extend.bases import DataSource
+from kdzoo.extend.calling import calling
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
 from kdzoo.extend.isolation import Isolation
@@ -163,7 +164,9 @@ class Registry:
         named = [c for c in everything if c.name == short and kind in ("", c.kind)]
         if found := named or [c for c in everything if self.owner(c).name == name]:
             return found
-        near = did_you_mean(short, [c.name for c in everything])
+        others = [f"{c.kind}.{c.name}" for c in everything if c.name == short]
+        near = f"; there is {' and '.join(others)}" if others else ""
+        near = near or did_you_mean(short, [c.name for c in everything])
         raise SpecError(f'there is no component "{name}"{near}{self._absent(short)}')
 
     def _absent(self, name: str) -> str:
@@ -183,8 +186,14 @@ class Registry:
         Raises:
             SpecError: no such component.
             pydantic.ValidationError: the params are not the component's.
+            PluginError: its own ``__init__`` failed.
         """
-        return self.find(kind, name)(self.params(kind, name, params))
+        component, given = self.find(kind, name), self.params(kind, name, params)
+        with calling(f'{kind} "{name}"'):
+            made = component(given)
+            if getattr(made, "params", None) is None:
+                raise TypeError("its __init__ does not call super().__init__(params)")
+        return made
 
     def params(self, kind: str, name: str, params: Mapping[str, Any]) -> Params:
         """The validated params of a component, from plain values."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from kdzoo.data.images import Images
 from kdzoo.distill.network import Network
-from kdzoo.errors import CheckpointError
+from kdzoo.errors import CheckpointError, SpecError
 from kdzoo.pipeline.parts import refuse_other_classes
 from kdzoo.pipeline.session import Session
 from kdzoo.report.summary import Score
@@ -33,7 +36,8 @@ def load_student(directory: str | Path) -> Network:
         directory: the run directory.
 
     Raises:
-        CheckpointError: there is no finished run, or its weights are damaged.
+        CheckpointError: there is no finished run, its model cannot be built, or its weights are
+            damaged.
     """
     return _trained_student(directory)[0]
 
@@ -48,7 +52,15 @@ def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     recipe = NetworkRecipe.of(file)
     if recipe is None:
         raise CheckpointError(f"{file}: was not written by kdzoo")
-    network, _ = recipe.build(seed=0, weights_follow=True)
+    try:
+        network, _ = recipe.build(seed=0, weights_follow=True)
+    except (SpecError, ValidationError) as error:
+        raise CheckpointError(
+            f'{file}: its model cannot be built: {error}\n    It was "{recipe.use}" with '
+            f"{json.dumps(recipe.params)}; install the package and the version that it came from "
+            "(environment.json beside it names what was installed), or give your own file with "
+            "`--plugin FILE`, in Python kdzoo.register"
+        ) from error
     load_weights(network.model, file, "the student")
     return network.eval(), recipe
 

@@ -120,7 +120,7 @@ def write_run_page(directory: RunDirectory) -> Path:
         RunError: the run is not finished, or a file cannot be written.
     """
     if not directory.finished:
-        raise RunError(f"{directory.path}: holds no finished run; `kdzoo run` finishes one")
+        raise RunError(f"{directory.path}: {directory.unfinished}")
     report = Report.read(directory.report)
     names, curves = read_curves(directory.classes)
     rows = _class_rows(report, dict(zip(names, _taught(curves), strict=True)))

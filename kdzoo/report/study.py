@@ -241,7 +241,7 @@ class _Result:
     @classmethod
     def read(cls, directory: RunDirectory) -> _Result:
         if not directory.finished:
-            raise RunError(f"{directory.path}: holds no finished run; `kdzoo run` finishes one")
+            raise RunError(f"{directory.path}: {directory.unfinished}")
         spec = Document.read(directory.spec).data
         return cls(directory, spec, Report.read(directory.report))
 

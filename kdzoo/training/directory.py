@@ -65,6 +65,13 @@ class RunDirectory:
         """Whether nothing is left to do but to read the test images."""
         return all(file.exists() for file in (self.student, self.classes, self.checkpoint))
 
+    @property
+    def unfinished(self) -> str:
+        """Why there is nothing to report on where the run is not through."""
+        if self.report.exists() and not self.checkpoint.exists():
+            return "is a report on several runs and no run; name the runs themselves"
+        return "holds no finished run; `kdzoo run` finishes one"
+
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:
         """Create the directory and keep every other process out of it.

@@ -329,6 +329,11 @@ def test_an_answer_of_another_kind_is_refused() -> None:
         ({"channels": 4}, "channels is 4; it must be 3 (colour) or 1 (grey)"),
         ({"size": (0, 3)}, "size is (0, 3); it must be (height, width), each above 0"),
         ({"mean": (0.5,)}, "mean has 1 numbers for 3 channels"),
+        ({"mean": 0.5}, "mean is 0.5; it must be a number for each channel, as a tuple"),
+        (
+            {"mean": (127.0, 127.0, 127.0)},
+            "mean is (127.0, 127.0, 127.0); it must be in units of [0, 1], not of [0, 255]",
+        ),
         ({"memory_gb": 0.0, "std": (0.5, 0.5, 0.0)}, "std has a number that is not above 0"),
     ],
 )

@@ -188,6 +188,18 @@ def test_a_tap_that_would_lie_is_refused(layer: Any, message: str) -> None:
         spying((layer, "conv"), student=Shared())
 
 
+def test_a_name_is_no_term() -> None:
+    with pytest.raises(kdzoo.SpecError, match=r"a term is 'ce'; .* kdzoo\.terms"):
+        kdzoo.Distiller(
+            None,
+            convnet(),
+            ["ce"],  # type: ignore[list-item]
+            example=batch(2)[0],
+            classes=CLASSES,
+            num_samples=100,
+        )
+
+
 def test_layers_by_stage_by_role_and_by_path() -> None:
     layers = kdzoo.Layers(stages=("conv", "bn"), penultimate="flat", head="head")
     made, spy = spying(

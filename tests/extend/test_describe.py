@@ -87,3 +87,5 @@ def test_a_component_is_shown(kdzoo_command: Callable[..., Any]) -> None:
     unknown = kdzoo_command("plugins", "show", "dk")
     assert unknown.returncode == 1
     assert unknown.stderr == 'kdzoo: there is no component "dk"; did you mean "dkd"?\n'
+    other = kdzoo_command("plugins", "show", "loss.tllm")
+    assert other.stderr == 'kdzoo: there is no component "loss.tllm"; there is policy.tllm\n'

@@ -370,6 +370,29 @@ def test_the_engines_keys_are_those_of_the_spec() -> None:
         assert base.engine_keys == keys[base.kind], base.kind
 
 
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        (lambda self, params: None, r"does not call super\(\).__init__\(params\)"),
+        (lambda self, params: 1 / 0, 'policy "made" failed: ZeroDivisionError'),
+    ],
+)
+def test_a_component_that_cannot_be_made_is_named(init: Any, message: str) -> None:
+    class Made(kdzoo.ClassPolicy):
+        """Cannot be made."""
+
+        name = "made"
+        __init__ = init
+
+        def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+            raise NotImplementedError
+
+    registry = Registry(())
+    registry._components["policy"]["made"] = Made
+    with pytest.raises(kdzoo.PluginError, match=message):
+        registry.make("policy", "made", {})
+
+
 def test_params_are_strict_closed_and_frozen() -> None:
     class Params(kdzoo.Params):
         tau: float = kdzoo.Field(1.0, description="A number.")
