@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def load_images(
     """
     if isinstance(answer, ImageData):
         _check_data(source, answer)
-        return _in_memory(source, answer, _delivered(source, answer), device)
+        return _in_memory(source, answer, _delivered(answer), device)
     if not isinstance(answer, ImageFiles):
         kinds = "kdzoo.ImageData or kdzoo.ImageFiles"
         raise DataError(f'data "{source}": load() answered {type(answer).__name__}, not {kinds}')
@@ -131,8 +131,8 @@ def _streamed(
 ) -> ImageSet:
     height, width, channels = decoder.shape
     usual_mean, usual_std = _IMAGENET[channels]
-    mean = _numbers(source, "mean", usual_mean if files.mean is None else files.mean)
-    std = _numbers(source, "std", usual_std if files.std is None else files.std)
+    mean = _numbers(usual_mean if files.mean is None else files.mean)
+    std = _numbers(usual_std if files.std is None else files.std)
     _check_statistics(source, channels, mean, std)
     digest = hashlib.sha256()
     for images in (files.train, files.test):
@@ -158,7 +158,7 @@ def _streamed(
     )
 
 
-def _delivered(source: str, data: ImageData) -> _Held:
+def _delivered(data: ImageData) -> _Held:
     train, test = (
         images.cpu().permute(0, 2, 3, 1).contiguous()
         for images in (data.train_images, data.test_images)
@@ -169,8 +169,8 @@ def _delivered(source: str, data: ImageData) -> _Held:
         test,
         data.test_targets.cpu(),
         tuple(data.classes),
-        _numbers(source, "mean", data.mean),
-        _numbers(source, "std", data.std),
+        _numbers(data.mean),
+        _numbers(data.std),
     )
 
 
@@ -218,8 +218,8 @@ def _held(
         test,
         files.test.targets,
         tuple(files.classes),
-        tuple(map(float, mean if files.mean is None else files.mean)),
-        tuple(map(float, std if files.std is None else files.std)),
+        _numbers(mean if files.mean is None else files.mean),
+        _numbers(std if files.std is None else files.std),
     )
 
 
@@ -243,11 +243,8 @@ def _crop(crop: int | None, height: int, width: int) -> int:
     return min(height, width) // 8 if crop is None else crop
 
 
-def _numbers(source: str, name: str, values: Sequence[float]) -> tuple[float, ...]:
-    try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        _fail(source, f"{name} is {values!r}; it must be a number for each channel, as a tuple")
+def _numbers(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _check_data(source: str, data: ImageData) -> None:
@@ -276,6 +273,7 @@ def _check_data(source: str, data: ImageData) -> None:
                 f"{name}_targets is {targets.dtype} of shape {tuple(targets.shape)}; "
                 f"it must be int64 ({len(images)},)",
             )
+    _check_numbers(source, data)
     _check_labels(source, data.classes, data.train_targets, data.test_targets)
 
 
@@ -289,10 +287,19 @@ def _check_files(source: str, files: ImageFiles) -> None:
         _fail(source, f"channels is {files.channels}; it must be 3 (colour) or 1 (grey)")
     if files.size is not None and (len(files.size) != 2 or min(files.size) < 1):
         _fail(source, f"size is {files.size}; it must be (height, width), each above 0")
-    for name, values in (("mean", files.mean), ("std", files.std)):
-        if values is not None:
-            _numbers(source, name, values)
+    _check_numbers(source, files)
     _check_labels(source, files.classes, files.train.targets, files.test.targets)
+
+
+def _check_numbers(source: str, data: ImageData | ImageFiles) -> None:
+    given: dict[str, Any] = {"mean": data.mean, "std": data.std}  # whatever a plugin gave
+    for name, values in given.items():
+        if values is None and isinstance(data, ImageFiles):  # the usual ones, or their own
+            continue
+        try:
+            _numbers(values)
+        except (TypeError, ValueError):
+            _fail(source, f"{name} is {values!r}; it must be a number for each channel, as a tuple")
 
 
 def _check_labels(source: str, classes: Sequence[str], train: Tensor, test: Tensor) -> None:
@@ -337,5 +344,5 @@ def _check_statistics(
         _fail(source, "std has a number that is not above 0")
 
 
-def _fail(source: str, message: str) -> NoReturn:
+def _fail(source: str, message: str) -> None:
     raise DataError(f'data "{source}": {message}')

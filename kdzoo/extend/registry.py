@@ -165,8 +165,9 @@ class Registry:
         if found := named or [c for c in everything if self.owner(c).name == name]:
             return found
         others = [f"{c.kind}.{c.name}" for c in everything if c.name == short]
-        near = f"; there is {' and '.join(others)}" if others else ""
-        near = near or did_you_mean(short, [c.name for c in everything])
+        near = did_you_mean(short, [c.name for c in everything])
+        if others:
+            near = f"; there is {' and '.join(others)}"
         raise SpecError(f'there is no component "{name}"{near}{self._absent(short)}')
 
     def _absent(self, name: str) -> str:

@@ -90,7 +90,7 @@ def _tested(report: Report) -> dict[str, float]:
     student = report.student
     values = {
         "accuracy": student.accuracy,
-        "worst_class": min(student.classes.values()),
+        "worst_class": student.classes[student.worst_class],
         "worst_tenth": student.worst_tenth,
     }
     if report.comparison is not None:

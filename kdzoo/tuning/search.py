@@ -70,13 +70,14 @@ class SeededSampler(BaseSampler):
 
     def __init__(self, tuning: Tuning) -> None:
         self._entry = tuning.tune.sampler
+        self._use = plain(self._entry.use)
         self._seed = tuning.base[0].seed
-        self._extra = {"search_space": _grids(tuning)} if plain(self._entry.use) == "grid" else {}
+        self._extra = {"search_space": _grids(tuning)} if self._use == "grid" else {}
         self._setting = 0
-        self._sampler = self._made(0)
+        self._sampler = self._for(0)
 
-    def _made(self, setting: int) -> BaseSampler:
-        if plain(self._entry.use) in ("grid", "qmc"):  # a seed is that of one order of all settings
+    def _for(self, setting: int) -> BaseSampler:
+        if self._use in ("grid", "qmc"):  # a seed is that of one order of all settings
             setting = 0
         seed = stream(self._seed, "tune", setting) % 2**32
         made: BaseSampler = _made("sampler", self._entry, _SAMPLERS, {"seed": seed, **self._extra})
@@ -85,7 +86,7 @@ class SeededSampler(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """See :class:`optuna.samplers.BaseSampler`, as for the others."""
         self._setting = setting_of(study.get_trials(deepcopy=False), trial)
-        self._sampler = self._made(self._setting)
+        self._sampler = self._for(self._setting)
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(
@@ -100,7 +101,7 @@ class SeededSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """These values."""
-        if plain(self._entry.use) == "cmaes":  # it draws by the trial's number
+        if self._use == "cmaes":  # it draws by the trial's number
             trial = copy.copy(trial)
             trial.number = self._setting
         return self._sampler.sample_relative(study, trial, search_space)

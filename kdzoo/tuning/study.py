@@ -199,13 +199,10 @@ class _Worker:
         self._claim = FileLock(self.directory / ".claim.lock")
         try:
             (self.directory / ".workers").mkdir(parents=True, exist_ok=True)
-            self._claim.acquire()
+            with self._claim:  # two that make one new database's tables get in each other's way
+                self.study = self._open(resume)
         except OSError as error:
             raise RunError(f"{self.directory}: cannot be written: {error.strerror}") from error
-        try:  # two that make the tables of one new database get in each other's way
-            self.study = self._open(resume)
-        finally:
-            self._claim.release()
         # Another worker finds us dead where nobody holds this lock. Its path names us, too.
         self._lock = FileLock(self.directory.resolve() / ".workers" / uuid.uuid4().hex)
         self.key = f"{socket.gethostname()}:{self._lock.lock_file}"

@@ -466,9 +466,8 @@ def test_an_untaught_class_weighs_as_in_the_baseline(
     assert made.update(curves(*falling({"c": 0.2}, 1))).label[2] == pytest.approx(factor)
 
 
-BEGINNING = (
-    10**0.5
-)  # between 1 and the 10 that gives a label term of 0.1 its weight in the baseline
+# Between 1 and the 10 that gives a label term of 0.1 its weight in the baseline.
+BEGINNING = 10**0.5
 
 
 def answered(shares: list[float]) -> kdzoo.TeachingCurves:
