@@ -63,6 +63,9 @@ def test_a_run_read_back_over_http(
             kdzoo.run(tiny, runs=runs)
     run = kdzoo.run(tiny, runs=runs)
     name = run.directory.name
+    # In the order of their names, or TensorBoard never reads the one that goes on.
+    seconds = [file.name.split(".")[3] for file in run.directory.glob("events.out.tfevents.*")]
+    assert len(set(seconds)) == len(seconds) == 2
     lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").open()]
     tags = wait_for(
         lambda: get("data/plugin/scalars/tags").get(name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,10 @@ class TensorBoard(kdzoo.Observer):
         """See :meth:`kdzoo.Observer.start`."""
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard reads a run's files in the order of their names, which begin with the second
+        # of their making: of two made in one second it may never read the later one.
+        while any(run.directory.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.02)
         # Points after the checkpoint belong to steps that will be done again: TensorBoard drops
         # them at every session start after the first, so that one must be written too.
         purge = 0 if state is None else run.step + 1
