@@ -239,6 +239,7 @@ class _Worker:
                 study.set_metric_names(list(self.tuning.tune.objective))  # for optuna-dashboard
                 study.set_user_attr("space", {k: _said(d) for k, d in self.tuning.space.items()})
                 study.set_user_attr("objective", list(self.tuning.tune.objective))
+                study.set_user_attr("search", _search(self.tuning))
                 study.set_user_attr("identity", self.identity)
             elif there != self.identity:
                 space = study.user_attrs.get("space", {})
@@ -247,11 +248,28 @@ class _Worker:
                     f'the storage holds another study "{self.name}" (its space: {keys}); give '
                     "this one another `name`, or another storage"
                 )
+            else:
+                self._tell_of_another_search(study)
         except KdzooError:
             raise
         except Exception as error:  # Optuna's, SQLAlchemy's, a damaged journal's
             raise RunError(f"the storage cannot be used: {error}") from error
         return study
+
+    def _tell_of_another_search(self, study: Study) -> None:
+        """It may go on with another sampler or pruner; its trials so far stay what they are."""
+        before, now = study.user_attrs["search"], _search(self.tuning)
+        if before == now:
+            return
+        for kind in [kind for kind in now if now[kind] != before[kind]]:
+            say.warning("the study's %s was %s and is %s now", kind, before[kind], now[kind])
+        if count_done(study.get_trials(deepcopy=False)) >= self.trials:
+            say.warning(
+                "but it has all its trials (%d): raise `tune.trials`, or give it another `name` to "
+                "begin again",
+                self.trials,
+            )
+        study.set_user_attr("search", now)
 
     def _rehearse(self) -> None:
         """Ask the sampler for trials whose values are made up, so that what it cannot do is found
@@ -264,12 +282,7 @@ class _Worker:
         except KdzooError:
             raise
         except Exception as error:
-            sampler, pruner = self.tuning.tune.sampler, self.tuning.tune.pruner
-            both = ", ".join(
-                f"{kind} {json.dumps({'use': entry.use, **entry.arguments})}"
-                for kind, entry in (("sampler", sampler), ("pruner", pruner))
-                if entry is not None
-            )
+            both = ", ".join(f"{kind} {said}" for kind, said in _search(self.tuning).items())
             raise SpecError(f"tune: cannot work so ({both}): {error}") from error
 
     def _made_up(self, trial: Trial) -> list[float]:
@@ -587,6 +600,15 @@ def _let_go(lock: Path) -> bool:
 
 def _silent(spec: Spec) -> tuple[Any, ...]:
     return tuple(entry for entry in spec.observers if entry.use != "progress")
+
+
+def _search(tuning: Tuning) -> dict[str, str]:
+    """What a spec says of how to search, for messages."""
+    entries = {"sampler": tuning.tune.sampler, "pruner": tuning.tune.pruner}
+    return {
+        kind: "the default" if entry is None else json.dumps({"use": entry.use, **entry.arguments})
+        for kind, entry in entries.items()
+    }
 
 
 def _said(domain: Any) -> str:

@@ -176,6 +176,23 @@ def test_the_study_goes_on_and_opens_in_optuna(tmp_path: Path, tuned: dict[str, 
     assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 4
 
 
+def test_another_sampler_for_a_study_that_is_there(
+    tmp_path: Path, tuned: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned["tune"]["trials"] = 1
+    kdzoo.tune(tuned, runs=tmp_path)
+    assert "the study's" not in caplog.text
+    kdzoo.tune(tuned, ["tune.sampler=random", "tune.pruner=nop"], runs=tmp_path)
+    assert """sampler was {"use": "tpe"} and is {"use": "random"} now""" in caplog.text
+    assert """pruner was the default and is {"use": "nop"} now""" in caplog.text
+    assert "but it has all its trials (1): raise `tune.trials`" in caplog.text
+    caplog.clear()
+    kdzoo.tune(tuned, ["tune.sampler=random", "tune.trials=2"], runs=tmp_path)
+    assert """pruner was {"use": "nop"} and is the default now""" in caplog.text
+    assert "the study's sampler" not in caplog.text
+    assert "raise `tune.trials`" not in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("sampler", [{"use": "tpe", "n_startup_trials": 1}, "cma-es", "qmc"])
 def test_a_study_that_goes_on_draws_what_it_would_have_drawn(
