@@ -312,7 +312,7 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
 
 def _spreads(scores: Sequence[Score]) -> dict[str, Spread]:
     values = {metric: [getattr(score, metric) for score in scores] for metric in _METRICS}
-    values["worst_class"] = [min(score.classes.values()) for score in scores]
+    values["worst_class"] = [score.classes[score.worst_class] for score in scores]
     return {metric: Spread.of(v) for metric, v in values.items() if None not in v}
 
 
