@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import json
 import logging
@@ -421,6 +423,8 @@ def main() -> None:
     logging.getLogger("kdzoo").setLevel(logging.INFO)
     threading.excepthook = _thread_failed
     signal.signal(signal.SIGTERM, _terminated)
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # without a stderr
+        faulthandler.enable()  # a crash in C code, a plugin's say, shows which line was at work
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)

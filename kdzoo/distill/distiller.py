@@ -133,7 +133,9 @@ class Distiller(nn.Module):
             (pair, f'loss "{term.id}"') for term in reversed(terms) for pair in term.loss.layers
         ]
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
-        similarity = similarity or (policy is not None and policy.needs_similarity)
+        if policy is not None:
+            with calling(f'policy "{policy.name}"'):
+                similarity = policy.needs_similarity or similarity
         compared: dict[Layer, str] = {"penultimate": "class policy"} if similarity else {}
         self._student = Tapped("student", student, student_layers, compared | readers, example)
         self._teacher: Tapped | None = None
@@ -253,8 +255,10 @@ class Distiller(nn.Module):
         self.policy = policy
         self._compiled = _as_one_graph(self._measure) if compiled else None
         self._first_epoch = len(self.curves.history)
-        compares = policy is not None and policy.needs_similarity
-        on_validation = policy is not None and policy.needs_validation
+        compares = on_validation = False
+        if policy is not None:
+            with calling(f'policy "{policy.name}"'):
+                compares, on_validation = policy.needs_similarity, policy.needs_validation
         self.curves.compare_features(
             training=compares and not on_validation, validation=compares and on_validation
         )
@@ -418,10 +422,11 @@ class Distiller(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The policy's state, and where the stage began, for the state dict."""
-        return {
-            "policy": self.policy.state_dict() if self.policy else {},
-            "first_epoch": self._first_epoch,
-        }
+        state: dict[str, Any] = {}
+        if self.policy is not None:
+            with calling(f'policy "{self.policy.name}"'):
+                state = self.policy.state_dict()
+        return {"policy": state, "first_epoch": self._first_epoch}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` gave; :meth:`begin_stage` comes before."""
@@ -524,6 +529,11 @@ class Distiller(nn.Module):
         return tuple(torch.bincount(known, minlength=len(self.classes)).tolist())
 
     def _set_class_weights(self, policy: ClassPolicy, weights: ClassWeights) -> None:
+        if not isinstance(weights, ClassWeights):
+            raise PluginError(
+                f'policy "{policy.name}" answered {type(weights).__name__}; it must be '
+                "kdzoo.ClassWeights(teacher=..., label=...)"
+            )
         count = len(self.classes)
         states = weights.states
         if states is None:

@@ -57,11 +57,13 @@ def set_up_policy(
     Raises:
         SpecError: it cannot work there; the message names the policy.
     """
+    with calling(f'policy "{policy.name}"'):
+        sets_columns = policy.sets_columns
     sums = {"teacher": 0.0, "label": 0.0}
     for term in terms:
         sums[term.loss.guidance] += term.weight
         guided = term.loss.guidance == "teacher"
-        if policy.sets_columns and guided and not term.loss.takes_columns:
+        if sets_columns and guided and not term.loss.takes_columns:
             raise SpecError(
                 f'policy "{policy.name}" takes classes out of the soft targets of all samples, and '
                 f'loss "{term.id}" knows nothing of that (takes_columns); use another, or let the '

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import multiprocessing
 import operator
@@ -14,8 +16,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 
 from kdzoo.errors import PluginError
@@ -70,6 +73,34 @@ TORCH_SETTINGS: dict[str, Setting] = {
 }
 """What holds for the whole process, and decides the numbers of every run: how to get and set it."""
 
+_ENVIRONMENT = ("OMP_", "MKL_", "OPENBLAS_", "CUBLAS_", "CUDA_VISIBLE_", "KDZOO_", "PYTHON")
+"""What variables begin with that decide how this process and its children compute. Others are set
+by many libraries when they are imported (OpenCV its LD_LIBRARY_PATH), and harm nobody."""
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+
+
+def _set_variables(before: dict[str, str]) -> None:
+    for name in _variables().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _excepthook() -> Any:
+    """The backport of exception groups sets one, and many libraries import it on Python 3.10."""
+    hook = sys.excepthook
+    backport = str(getattr(hook, "__module__", "")).startswith("exceptiongroup")
+    return sys.__excepthook__ if backport else hook
+
+
 _PROCESS_SETTINGS: dict[str, Setting] = {
     "the working directory": (os.getcwd, os.chdir),
     "the level of all logs": (lambda: logging.root.manager.disable, logging.disable),
@@ -81,7 +112,41 @@ _PROCESS_SETTINGS: dict[str, Setting] = {
         ),
         lambda before: multiprocessing.set_start_method(before, force=True),
     ),
+    "environment variables": (_variables, _set_variables),
+    "the permissions of new files": (_umask, os.umask),
+    "what NumPy does about errors": (np.geterr, lambda before: np.seterr(**before)),
+    "garbage collection": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    "sys.excepthook": (_excepthook, lambda before: setattr(sys, "excepthook", before)),
 }
+
+_DEPTH: dict[str, Setting] = {
+    "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+}
+"""Put back before all else, which may need more depth than a plugin has left."""
+
+
+def _imports() -> dict[str, Setting]:
+    """How modules are found, and those that are there already. New ones are nobody's harm, nor are
+    folders that are looked into last: setuptools has some, and brings a distutils of its own."""
+    modules = [name for name in sys.modules if name.partition(".")[0] != "distutils"]
+    folders = len(sys.path)
+
+    def put_modules(before: dict[str, Any]) -> None:
+        sys.modules.update({name: was for name, was in before.items() if was is not _ABSENT})
+
+    return {
+        "sys.path": (
+            lambda: sys.path[:folders],
+            lambda before: sys.path.__setitem__(slice(None), before),
+        ),
+        "modules of others": (
+            lambda: {name: sys.modules.get(name, _ABSENT) for name in modules},
+            put_modules,
+        ),
+    }
+
+
+_ABSENT = object()
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -119,13 +184,17 @@ class _TookTooLongError(BaseException):
     """No Exception: what waits for a server often catches those, and tries again."""
 
 
+class _ExitsError(BaseException):
+    """No Exception, for the same reason."""
+
+
 class Isolation:
     """Around one plugin while it is loaded. It is no sandbox: it holds off accidents, not intent.
 
-    What the plugin prints goes to stderr, where it cannot get between the lines of a JSON answer.
-    What it sets for the whole process is put back. It has a limited time, and whatever it raises
-    becomes a :class:`PluginError`, ``SystemExit`` and ``KeyboardInterrupt`` too, unless somebody
-    did press Ctrl-C.
+    What the plugin and its C code print goes to stderr, where it cannot get between the lines of a
+    JSON answer. What it sets for the whole process is put back. It has a limited time, and whatever
+    it raises becomes a :class:`PluginError`, ``SystemExit`` and ``KeyboardInterrupt`` too, unless
+    somebody did press Ctrl-C. So does ``os._exit``; a crash of C code cannot be caught.
 
     Args:
         seconds: how long each call may take. There is no limit outside the main thread, nor on
@@ -152,13 +221,15 @@ class Isolation:
         interrupts: list[int] = []
         try:
             with (
-                changed_settings(TORCH_SETTINGS | _PROCESS_SETTINGS) as changed,
+                changed_settings(TORCH_SETTINGS | _PROCESS_SETTINGS | _imports()) as changed,
                 torch.random.fork_rng(devices=[]),
-                contextlib.redirect_stdout(sys.stderr),
+                _stdout_to_stderr(),
                 self._warnings(),
                 _signals(interrupts, changed),
                 _daemons() as threads,
                 _time_limit(self._seconds),
+                _no_exit(),
+                changed_settings(_DEPTH) as depth,
             ):
                 result = code()
         except PluginError:
@@ -168,6 +239,8 @@ class Isolation:
                 f"{failed}: it took more than {self._seconds:g} s; KDZOO_PLUGIN_SECONDS gives it "
                 "longer"
             ) from error
+        except _ExitsError as error:
+            raise PluginError(f"{failed}: it ends the process (os._exit)") from error
         except BaseException as error:  # one that calls sys.exit() must not end the others
             if interrupts:
                 raise
@@ -177,7 +250,7 @@ class Isolation:
                 f"starts threads when it is loaded ({', '.join(staying)}), and no command would "
                 "end before them; start them where they are used, or as daemons"
             )
-        if changed:
+        if changed := [*depth, *changed]:
             raise PluginError(
                 f"changes {', '.join(changed)} for everybody when it is loaded; leave that to "
                 "whoever runs it"
@@ -257,6 +330,47 @@ def _daemons() -> Iterator[list[threading.Thread]]:
         yield threads
     finally:
         threading.Thread.start = start  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """For Python and for whoever writes to the file descriptor."""
+    with contextlib.ExitStack() as stack:
+        _flush(sys.stdout)
+        with contextlib.suppress(OSError):
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, kept, 1)
+            stack.callback(_flush, sys.stdout)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def _flush(stream: Any) -> None:
+    """What is printed waits in Python's buffer, or in that of C."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or none at all
+        stream.flush()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no such handle
+        ctypes.CDLL(None).fflush(None)
+
+
+@contextlib.contextmanager
+def _no_exit() -> Iterator[None]:
+    """``os._exit`` would end the command without a word; a child process may end so."""
+    leave, process, here = os._exit, os.getpid(), True
+
+    def stopped(status: int) -> NoReturn:
+        if here and os.getpid() == process:
+            raise _ExitsError
+        leave(status)
+
+    os._exit = stopped
+    try:
+        yield
+    finally:
+        here = False
+        os._exit = leave
 
 
 @contextlib.contextmanager

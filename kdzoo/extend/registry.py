@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import pluggy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kdzoo.errors import PluginError, SpecError, did_you_mean
-from kdzoo.extend.bases import DataSource
+from kdzoo.extend.bases import Adapter, DataSource, Loss
 from kdzoo.extend.calling import calling
 from kdzoo.extend.component import Component, Params
 from kdzoo.extend.hookspecs import API_VERSION, HOOKS, Hooks
@@ -50,6 +52,9 @@ _SECONDS = 60.0  # a plugin may import a large library from a slow disk
 _UNKNOWN = "unknown"
 _MODULE = re.compile(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?")
 _NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
+_NO_TEXT = re.compile(
+    r"(?i)null|true|false|yes|no|on|off|\d[\d_]*(e-?\d+)?|0[xo][\da-f]+|\d{4}-\d\d?-\d\d?"
+)
 _ATTRIBUTES = ConfigDict(strict=True, allow_inf_nan=False, revalidate_instances="always")
 
 
@@ -111,6 +116,7 @@ class Registry:
             if strict and record.status == "broken":
                 raise PluginError(f"{record}: {record.reason}")
             self.records.append(record)
+        self._refuse_unknown_adapters(strict)
 
     @classmethod
     def installed(cls) -> Registry:
@@ -220,6 +226,7 @@ class Registry:
             return record("disabled")
         isolation = Isolation(self._seconds)
         try:
+            _refuse_other_range(entry.dist)
             _refuse_no_module(entry)
             plugin = isolation.call(entry.load, "cannot be imported")
             name = f"{distribution}:{entry.name}"
@@ -242,6 +249,7 @@ class Registry:
         except OSError as error:
             raise PluginError(f"{path}: cannot be read: {error.strerror}") from error
         known = len(self.records)
+        sys.modules.pop(_module_name(path), None)  # of another registry
         isolation = Isolation(self._seconds)
         try:
             module = isolation.call(lambda: _import_file(path), "cannot be imported")
@@ -251,6 +259,9 @@ class Registry:
                     "@kdzoo.hookimpl"
                 )
             components, warned = self._examine(str(path), module, str(path), isolation)
+            for component in components:
+                if reason := self._unknown_adapter(component, components):
+                    raise PluginError(reason)
         except PluginError as error:
             if self._manager.has_plugin(str(path)):
                 self._manager.unregister(name=str(path))
@@ -269,6 +280,8 @@ class Registry:
         if base is None:
             raise PluginError(f"{component!r} is no component: derive it from kdzoo.Loss, ...")
         check_component(component, base)
+        if reason := self._unknown_adapter(component):
+            raise PluginError(reason)
         other = self._components[component.kind].get(component.name)
         if other is not None and self._owners[other].distribution == REGISTERED:
             self.records.remove(self._owners.pop(other))
@@ -303,6 +316,37 @@ class Registry:
             if (record.distribution == REGISTERED or Path(record.distribution).is_absolute())
             and any(name in uses for names in record.adds.values() for name in names)
         )
+
+    def _refuse_unknown_adapters(self, strict: bool) -> None:
+        """Once all plugins are there: a loss may have another one's adapter."""
+        losses = list(self._components[Loss.kind].values())
+        found = [(self._owners[loss], self._unknown_adapter(loss)) for loss in losses]
+        for record, reason in found:
+            if reason is None or record not in self.records:  # or it went for another loss of its
+                continue
+            if strict:
+                raise PluginError(f"{record}: {reason}")
+            for known in self._components.values():
+                for name in [n for n, c in known.items() if self._owners[c] is record]:
+                    del self._owners[known.pop(name)]
+            broken = replace(record, status="broken", reason=reason, adds={})
+            self.records[self.records.index(record)] = broken
+
+    def _unknown_adapter(
+        self, component: type[Component], beside: Iterable[type[Component]] = ()
+    ) -> str | None:
+        """Why a loss's default adapter cannot be had; it may be one of those ``beside`` it."""
+        if not (issubclass(component, Loss) and component.default_adapter is not None):
+            return None
+        if any(record.status != "active" for record in self.records):
+            return None  # one of these may have brought it, and breaks no other plugin
+        adapter = component.default_adapter
+        known = {*self._components[Adapter.kind]}
+        known |= {other.name for other in beside if issubclass(other, Adapter)}
+        if adapter in known:
+            return None
+        where = f"loss class {component.__name__}: default_adapter"
+        return f'{where}: there is no adapter "{adapter}"{did_you_mean(adapter, known)}'
 
     def _keep(self, components: list[type[Component]], record: PluginRecord) -> PluginRecord:
         adds: dict[str, tuple[str, ...]] = {}
@@ -393,6 +437,10 @@ def check_component(component: Any, base: type[Component]) -> None:
         raise PluginError(
             f"{where}: name is {name!r}; set it to letters, digits, dashes and underscores"
         )
+    if _NO_TEXT.fullmatch(name):
+        raise PluginError(
+            f"{where}: name is {name!r}, which YAML does not read as text; choose another"
+        )
     if missing := getattr(component, "__abstractmethods__", None):
         raise PluginError(f"{where}: does not define {', '.join(sorted(missing))}")
     _check_attributes(where, component, base)
@@ -435,6 +483,27 @@ def _check_attributes(where: str, component: type[Component], base: type[Compone
             raise PluginError(f"{where}: {name} is a method; mark it @property")
         if inspect.isfunction(value) and not callable(getattr(component, name)):
             raise PluginError(f"{where}: {name} is {own!r}; it must be a method")
+        if inspect.isfunction(value) and inspect.isfunction(own) and not name.startswith("_"):
+            _check_signature(where, name, own, value)
+
+
+def _check_signature(
+    where: str, name: str, own: Callable[..., Any], wanted: Callable[..., Any]
+) -> None:
+    """Every method is called with its arguments in order."""
+    names = list(inspect.signature(wanted).parameters)
+    signature = inspect.signature(own)
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        bare = signature.replace(
+            parameters=[
+                parameter.replace(annotation=inspect.Parameter.empty)
+                for parameter in signature.parameters.values()
+            ],
+            return_annotation=inspect.Signature.empty,
+        )
+        raise PluginError(f"{where}: {name}{bare} must take ({', '.join(names)})") from error
 
 
 def _check_param(where: str, key: str, info: FieldInfo, base: type[Component]) -> None:
@@ -486,9 +555,13 @@ def _source_hash(component: type[Component]) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def _import_file(path: Path) -> Any:
+def _module_name(path: Path) -> str:
     tag = hashlib.sha256(str(path).encode()).hexdigest()[:8]  # two files may have one name
-    name = f"kdzoo_local_{path.stem}_{tag}"
+    return f"kdzoo_local_{path.stem}_{tag}"
+
+
+def _import_file(path: Path) -> Any:
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise PluginError("is no Python file (.py)")
@@ -496,6 +569,26 @@ def _import_file(path: Path) -> Any:
     sys.modules[name] = module  # its classes look for their module there
     spec.loader.exec_module(module)
     return module
+
+
+def _refuse_other_range(distribution: metadata.Distribution | None) -> None:
+    """pip installs another kdzoo beside a plugin that is not for it, and says so only once."""
+    if distribution is None or _origin(distribution)[0] == BUNDLED:
+        return
+    version, required = "", []
+    with contextlib.suppress(Exception):  # an interrupted installation may have left no metadata
+        version = metadata.version(BUNDLED)
+        required = [Requirement(text) for text in distribution.requires or ()]
+    for needed in required:
+        if canonicalize_name(needed.name) != BUNDLED:
+            continue
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+            continue
+        if not needed.specifier.contains(version, prereleases=True):
+            raise PluginError(
+                f"is for kdzoo{needed.specifier}, and this is kdzoo {version}; install a version "
+                "of the plugin that is for this one, or another kdzoo"
+            )
 
 
 def _refuse_no_module(entry: metadata.EntryPoint) -> None:
@@ -513,7 +606,7 @@ def _names(component: type[Component]) -> Iterator[tuple[str, str]]:
 
 def _check_api_version(plugin: Any) -> None:
     wanted = getattr(plugin, "KDZOO_API_VERSION", API_VERSION)
-    if not isinstance(wanted, int) or wanted < 1:
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise PluginError(f"KDZOO_API_VERSION is {wanted!r}; it must be a whole number from 1 on")
     if wanted > API_VERSION:
         raise PluginError(

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from kdzoo.data.images import Images
 from kdzoo.distill.network import Network
 from kdzoo.errors import CheckpointError, SpecError
+from kdzoo.extend.bases import DataSource
+from kdzoo.extend.registry import registry
 from kdzoo.pipeline.parts import refuse_other_classes
 from kdzoo.pipeline.session import Session
 from kdzoo.report.summary import Score
@@ -17,6 +19,7 @@ from kdzoo.spec.document import Document
 from kdzoo.spec.read import read_spec
 from kdzoo.training.correction import fit_correction
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.environment import other_plugins
 from kdzoo.training.evaluate import Evaluation, evaluate
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
@@ -43,7 +46,8 @@ def load_student(directory: str | Path) -> Network:
 
 
 def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
-    file = RunDirectory(Path(directory)).student
+    run = RunDirectory(Path(directory))
+    file = run.student
     if not file.exists():
         raise CheckpointError(
             f"{directory}: holds no trained student (no {file.name}); name a finished run's "
@@ -55,27 +59,49 @@ def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     try:
         network, _ = recipe.build(seed=0, weights_follow=True)
     except (SpecError, ValidationError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            keys = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+            reason = f'model "{recipe.use}" takes other parameters here ({keys})'
         raise CheckpointError(
-            f'{file}: its model cannot be built: {error}\n    It was "{recipe.use}" with '
-            f"{json.dumps(recipe.params)}; install the package and the version that it came from "
-            "(environment.json beside it names what was installed), or give your own file with "
-            "`--plugin FILE`, in Python kdzoo.register"
+            f'{file}: its model cannot be built: {reason}\n    It was "{recipe.use}" with '
+            f"{json.dumps(recipe.params)}; {_INSTALL}{_since(run)}"
         ) from error
-    load_weights(network.model, file, "the student")
+    try:
+        load_weights(network.model, file, "the student")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_since(run)}") from error
     return network.eval(), recipe
+
+
+_INSTALL = (
+    "install the package and the version that it came from, or give your own file with "
+    "`--plugin FILE`, in Python kdzoo.register"
+)
+
+
+def _since(run: RunDirectory) -> str:
+    """The end of an error: which plugins are others than when the run was made."""
+    return "".join(f"\n    {said}" for said in other_plugins(run))
 
 
 def evaluate_run(directory: str | Path) -> Score:
     """The score of a finished run's student on the test images of its spec.
 
     Raises:
-        KdzooError: there is no finished run, or its data is gone.
+        CheckpointError: as :func:`load_student`; or there is no such data source here.
+        KdzooError: its data is gone, or is other data by now.
     """
     student, recipe = _trained_student(directory)
     # Of the spec only the data and the student are needed: whatever else it names may be gone.
     document = Document.read(RunDirectory(Path(directory)).spec)
     kept = {key: document.data[key] for key in _EVALUATED if key in document.data}
     kept["student"] = {k: v for k, v in kept["student"].items() if k != "checkpoint"}
+    try:
+        registry().find(DataSource.kind, kept["data"]["use"])
+    except SpecError as error:
+        run = RunDirectory(Path(directory))
+        raise CheckpointError(f"{run.spec}: {error}\n    {_INSTALL}{_since(run)}") from error
     spec = read_spec({**kept, "train": {"epochs": 1}})
     session = Session(Path(directory).parent, spec)
     images = session.images(spec)

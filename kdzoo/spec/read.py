@@ -14,6 +14,7 @@ from ruamel.yaml.compat import StringIO
 
 from kdzoo.errors import SpecError, did_you_mean
 from kdzoo.extend.bases import Loss, ModelSource
+from kdzoo.extend.calling import calling
 from kdzoo.extend.component import Params
 from kdzoo.extend.registry import Registry, registry
 from kdzoo.spec.document import Document, KeyPath
@@ -385,8 +386,14 @@ class _Reader:
     def need_pretrained(self, teacher: TeacherEntry) -> None:
         if self.problems:  # its parameters may be what is wrong
             return
-        source: ModelSource = self.plugins.make(ModelSource.kind, teacher.use, teacher.params)
-        if not source.pretrained():
+        try:
+            source: ModelSource = self.plugins.make(ModelSource.kind, teacher.use, teacher.params)
+            with calling(f'model "{teacher.use}"'):
+                pretrained = source.pretrained()
+        except SpecError as error:
+            self.problem(("teacher",), str(error))
+            return
+        if not pretrained:
             self.problem(("teacher",), TEACHER_ORIGINS)
 
     def need_label_terms(self, path: KeyPath, stage: Stage, what: str) -> None:

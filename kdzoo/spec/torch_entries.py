@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from kdzoo.errors import SpecError, did_you_mean
+from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.spec.models import TorchEntry
 
 __all__ = [
@@ -111,13 +112,9 @@ def try_optimizer(entry: TorchEntry) -> Optimizer:
     parameter = nn.Parameter(torch.zeros(2, 2))
     optimizer = make_optimizer(entry, [parameter])
     parameter.grad = torch.full_like(parameter, 0.1)
-    try:
+    with _trying(f"optimizer {entry.use} cannot work with these arguments"):
         optimizer.step()
         optimizer.step()
-    except Exception as error:
-        raise SpecError(
-            f"optimizer {entry.use} cannot work with these arguments: {error}"
-        ) from error
     if not parameter.isfinite().all():
         raise SpecError(f"optimizer {entry.use} gives NaN or infinity with these arguments")
     return optimizer
@@ -136,12 +133,10 @@ def try_schedule(entry: TorchEntry | None, tried: Optimizer, epochs: int) -> Non
     """
     schedule = make_schedule(entry, tried, epochs)
     for epoch in range(1, epochs + 1):
-        try:
+        with _trying(f"schedule fails after epoch {epoch}"):
             rates = [float(group["lr"]) for group in tried.param_groups]
             tried.step()
             schedule.step()
-        except Exception as error:
-            raise SpecError(f"schedule fails after epoch {epoch}: {error}") from error
         if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
             raise SpecError(f"schedule gives a learning rate of {rates[0]} in epoch {epoch}")
 
@@ -164,7 +159,15 @@ def _called(
         numeric = isinstance(default, int | float) and not isinstance(default, bool)
         if numeric and isinstance(params[key], bool):
             raise SpecError(f'argument "{key}" of {kind} {entry.use} must be a number')
-    try:
+    with _trying(f"{kind} {entry.use} does not take these arguments"):
         return cls(first, **params)
+
+
+@contextlib.contextmanager
+def _trying(failed: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:  # torch imports much of itself when it is first needed
+        raise RunError(f"torch cannot import what it needs: {error}; install it again") from error
     except Exception as error:
-        raise SpecError(f"{kind} {entry.use} does not take these arguments: {error}") from error
+        raise SpecError(f"{failed}: {error}") from error

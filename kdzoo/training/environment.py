@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ __all__ = [
     "keep_environment",
     "missing_compiler",
     "need_compiler",
+    "other_plugins",
     "read_environment",
 ]
 
 log = logging.getLogger("kdzoo")
+
+_LIBRARIES = ("torch", "torchvision", "numpy")
 
 
 def device_of(name: str) -> torch.device:
@@ -91,7 +95,7 @@ def environment(device: torch.device, *, processes: int, compiled: bool) -> dict
         "processes": processes,
         "compiled": compiled,
         "versions": {
-            **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+            **{name: metadata.version(name) for name in _LIBRARIES},
             **{
                 record.distribution: record.version
                 for record in sorted(registry().records, key=str)
@@ -121,12 +125,30 @@ def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
 
 
 def read_environment(directory: RunDirectory) -> dict[str, Any]:
-    """The environment in which a run began; nothing where the file is damaged."""
+    """The environment in which a run began; nothing where the file is damaged or gone."""
     try:
         kept = json.loads(directory.environment.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def other_plugins(directory: RunDirectory) -> list[str]:
+    """Which packages and files of plugins a run was made with that are not here, or are here in
+    another version: a sentence's end for each."""
+    then = read_environment(directory).get("versions")
+    now = {record.distribution: record.version for record in registry().records}
+    said = []
+    for name, version in (then if isinstance(then, dict) else {}).items():
+        if name in _LIBRARIES or now.get(name) == version:
+            continue
+        if Path(name).is_absolute():
+            said.append(f"{name} {'has changed' if name in now else 'is not given: --plugin'}")
+        elif name in now:
+            said.append(f"{name} was {version} when it was made and is {now[name]} now")
+        else:
+            said.append(f"it was made with {name} {version}, which is not here")
+    return said
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ruamel.yaml import YAML
 
 from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, SpecError
+from kdzoo.extend.bases import ClassPolicy
+from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import RunInfo
 from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
@@ -581,9 +583,11 @@ def _harm(correct: Ints, baseline: Ints, images: Ints) -> float:
 
 def _whole(spec: Spec) -> Spec:
     """The spec with all its training images, unless a policy decides by the others."""
-    policies = [stage.policy for stage in spec.stages]
-    if any(registry().make("policy", p.use, p.params).needs_validation for p in policies):
-        return spec
+    for entry in (stage.policy for stage in spec.stages):
+        policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
+        with calling(f'policy "{policy.name}"'):
+            if policy.needs_validation:
+                return spec
     return spec.model_copy(update={"data": spec.data.model_copy(update={"validation": 0.0})})
 
 

@@ -329,6 +329,22 @@ def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message:
         made.end_epoch()
 
 
+def test_a_policy_that_answers_no_class_weights_is_named() -> None:
+    class Pair(kdzoo.ClassPolicy):
+        """Answers a pair."""
+
+        name = "pair"
+
+        def initial(self, num_classes):
+            return np.ones(num_classes), np.ones(num_classes)
+
+        def update(self, curves):
+            return None
+
+    with pytest.raises(kdzoo.PluginError, match=r'"pair" answered tuple; it must be kdzoo\.Class'):
+        distiller(policy=Pair())
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [

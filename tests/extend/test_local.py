@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import install
 from ruamel.yaml import YAML
 from torch import nn
 
@@ -69,6 +73,12 @@ def test_a_local_file_is_loaded_from_the_command_line_alone(
         ("gone.py", None, "cannot be read: No such file"),
         ("broken.py", "import nothing_like_it", "cannot be imported: ModuleNotFoundError"),
         ("exits.py", "raise SystemExit(3)", "cannot be imported: SystemExit"),
+        (
+            "leaves.py",
+            "import os\nos._exit(0)",
+            "cannot be imported: it ends the process (os._exit)",
+        ),
+        ("odd.py", "KDZOO_API_VERSION = True", "KDZOO_API_VERSION is True; it must be a whole num"),
         ("empty.py", "", "adds nothing"),
         ("text.txt", MODELS, "is no Python file"),
         ("taken.py", MODELS.replace("my-net", "mlp"), '"mlp" is already added by kdzoo'),
@@ -83,6 +93,22 @@ def test_a_file_that_cannot_be_used_is_named(
         Registry.installed().add_file(tmp_path / name)
     assert str(failure.value).startswith(f"{tmp_path / name}: ")
     assert message in str(failure.value)
+
+
+def test_a_crash_says_where_it_was(tmp_path: Path, kdzoo_command: Callable[..., Any]) -> None:
+    (tmp_path / "crashes.py").write_text("import ctypes\nctypes.string_at(0)\n")
+    done = kdzoo_command("plugins", "--plugin", "crashes.py")
+    assert done.returncode == -signal.SIGSEGV
+    assert f'File "{tmp_path / "crashes.py"}", line 2' in done.stderr
+
+
+def test_a_child_process_may_end_while_a_plugin_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "forks.py").write_text(
+        "import os\nif not (child := os.fork()):\n    os._exit(5)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5\n"
+    )
+    with pytest.raises(kdzoo.PluginError, match="adds nothing"):
+        Registry([]).add_file(tmp_path / "forks.py")
 
 
 def linear(name_: str, bias: bool) -> type[kdzoo.ModelSource]:
@@ -114,6 +140,49 @@ def test_registered_from_python_and_again_from_the_same_cell(
         assert len(registry().records) == len(before) + 1
     finally:
         registry.cache_clear()
+
+
+def test_what_a_run_was_made_with_is_named_where_it_is_gone_or_another(
+    tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
+) -> None:
+    tiny |= {"student": {"use": "my-net"}, "teacher": None, "baseline": False}
+    tiny |= {"losses": ["ce"], "policy": "all"}
+    site, net = tmp_path / "site", tmp_path / "my_nets.py"
+    params = """
+    class Params(kdzoo.Params):
+        {}: int = kdzoo.Field(3, description="Of what.")
+    def build"""
+
+    def installed(version: str, param: str) -> None:
+        shutil.rmtree(site, ignore_errors=True)
+        net.write_text(MODELS.replace("    def build", params.format(param)))
+        install(site, net, version=version)
+
+    def said(command: str) -> str:
+        done = kdzoo_command(
+            *command.split(), env={"PYTHONPATH": f"{site}:{os.environ['PYTHONPATH']}"}
+        )
+        assert "Traceback" not in done.stderr
+        return str(done.stderr)
+
+    with (tmp_path / "tiny.yaml").open("w") as stream:
+        YAML(typ="safe", pure=True).dump(tiny, stream)
+    installed("0.1.0", "width")
+    said("run tiny.yaml")
+    (run,) = tmp_path.glob("runs/tiny-??????????")
+    installed("0.2.0", "channels")
+    changed = said(f"evaluate {run}")
+    assert (
+        'its model cannot be built: model "my-net" takes other parameters here (width)' in changed
+    )
+    assert "my-nets was 0.1.0 when it was made and is 0.2.0 now" in changed
+    shutil.rmtree(site)
+    gone = said(f"evaluate {run}")
+    assert 'unknown model "my-net"; known are' in gone
+    assert "`--plugin FILE`, in Python kdzoo.register" in gone
+    assert "it was made with my-nets 0.1.0, which is not here" in gone
+    with pytest.raises(kdzoo.CheckpointError, match=r"made with my-nets 0\.1\.0, which is not"):
+        kdzoo.load_student(run)
 
 
 def test_code_that_was_changed_is_run_again(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import operator
+import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from conftest import HERE, entry_points, install
@@ -212,6 +216,78 @@ def test_packages_that_pip_installed_harm_nobody(tmp_path: Path) -> None:
     assert f"is broken: {BAD['native-library']}" in needed
 
 
+LOSS = (HERE / "bad_plugins" / "zz_good.py").read_text()
+ADAPTER = '''
+class Late(kdzoo.Adapter):
+    """Nothing."""
+    name = "late"
+    def setup(self, student_shape, teacher_shape):
+        pass
+    def forward(self, feature):
+        return feature
+
+@kdzoo.hookimpl
+def kdzoo_adapters():
+    return [Late]
+'''
+
+
+def with_adapter(name: str, adapter: str) -> str:
+    named = LOSS.replace('name = "later"', f'name = "{name}"\n    default_adapter = "{adapter}"')
+    assert named != LOSS
+    return named
+
+
+def test_a_default_adapter_that_no_plugin_has_breaks_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    texts = {
+        "aa_early": with_adapter("early", "late"),
+        "bb_none": with_adapter("none-such", "lat"),
+        "cc_late": f"import kdzoo\n{ADAPTER}",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        install(site, tmp_path / f"{name}.py")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(site))
+    plugins = Registry(entry_points(site))
+    assert [record.status for record in plugins.records] == ["active", "broken", "active"]
+    assert 'there is no adapter "lat"; did you mean "late"?' in plugins.broken[0].reason
+    assert plugins.names("loss") == ["early"]
+    with pytest.raises(kdzoo.SpecError, match=r'"bb-none" of bb-none 1\.0 may add it, but is bro'):
+        plugins.find("loss", "none-such")
+    with pytest.raises(kdzoo.PluginError, match=r'"bb-none" of .*no adapter "lat"'):
+        Registry(entry_points(site), strict=True)
+    # One that is not here may have had it, and breaks no other.
+    assert "none-such" in Registry(entry_points(site), disabled=["cc-late"]).names("loss")
+
+
+@pytest.mark.parametrize(
+    ("requirement", "reason"),
+    [
+        ("kdzoo>=99,<100", "is for kdzoo<100,>=99, and this is kdzoo "),
+        ("KDzoo (<0.0.1)", "is for kdzoo<0.0.1, and this is kdzoo "),
+        ("kdzoo", ""),
+        ("kdzoo<99", ""),
+        ('kdzoo>=99; extra == "all"', ""),
+        ("kdzoo-more>=99", ""),
+        ("no requirement!", ""),
+    ],
+)
+def test_a_plugin_for_another_kdzoo_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requirement: str, reason: str
+) -> None:
+    install(tmp_path / "site", HERE / "bad_plugins" / "zz_good.py")
+    (metadata,) = tmp_path.glob("site/*.dist-info/METADATA")
+    metadata.write_text(f"{metadata.read_text()}Requires-Dist: {requirement}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    (record,) = Registry(entry_points(tmp_path / "site")).records
+    assert record.status == ("broken" if reason else "active")
+    assert reason in record.reason
+
+
 def test_two_distributions_may_use_the_same_entry_point_name(tmp_path: Path) -> None:
     for module in ("zz_good", "a_good"):
         install(tmp_path / module, HERE / "bad_plugins" / f"{module}.py")
@@ -275,6 +351,22 @@ def test_the_command_line_lives_with_broken_plugins(
         (kdzoo.DataSource, {"starters": {"digits": ""}}, '"digits" is already added by kdzoo'),
         (kdzoo.ModelSource, {"layers": ("0", "1")}, "layers is ('0', '1'); it must be a method"),
         (kdzoo.ClassPolicy, {"needs_validation": lambda self: False}, "mark it @property"),
+        (
+            kdzoo.Loss,
+            {"forward": lambda self, student: None},
+            "forward(self, student) must take (self, student, teacher, batch)",
+        ),
+        (
+            kdzoo.Loss,
+            {"setup": lambda self, a, b, c, d, *, e: None},
+            "setup(self, a, b, c, d, *, e) must take (self, student_shapes, teacher_shapes, num_c",
+        ),
+        (kdzoo.ModelSource, {"layers": lambda: kdzoo.Layers()}, "layers() must take (self)"),
+        (kdzoo.Loss, {"default_adapter": "regresor"}, 'no adapter "regresor"; did you mean "regr'),
+        *(
+            (kdzoo.Loss, {"name": name}, f"name is '{name}', which YAML does not read as text")
+            for name in ("null", "True", "off", "12", "1e5", "0x1f", "2026-11-26")
+        ),
     ],
 )
 def test_what_a_class_says_of_itself_is_checked_when_it_is_loaded(
@@ -314,20 +406,46 @@ def test_what_a_class_says_of_itself_is_checked_when_it_is_loaded(
             "how processes are started",
             multiprocessing.get_start_method,
         ),
+        ("sys.path.insert(0, '/nowhere')", "sys.path", lambda: list(sys.path)),
+        ("sys.path.pop()", "sys.path", lambda: list(sys.path)),
+        ("sys.setrecursionlimit(700)", "the recursion limit", sys.getrecursionlimit),
+        ("sys.modules['numpy'] = None", "modules of others", lambda: sys.modules["numpy"]),
+        ("del sys.modules['numpy']", "modules of others", lambda: sys.modules["numpy"]),
+        ("os.environ['OMP_SCHEDULE'] = 'x'", "environment variables", lambda: dict(os.environ)),
+        ("os.environ['PYTHONPATH'] = 'x'", "environment variables", lambda: dict(os.environ)),
+        ("os.umask(0o177)", "the permissions of new files", lambda: os.umask(os.umask(0o077))),
+        ("numpy.seterr(all='raise')", "what NumPy does about errors", numpy.geterr),
+        ("gc.disable()", "garbage collection", gc.isenabled),
+        ("sys.excepthook = print", "sys.excepthook", lambda: sys.excepthook),
     ],
 )
 def test_what_holds_for_everybody_is_put_back(
     tmp_path: Path, code: str, name: str, value: Callable[[], Any]
 ) -> None:
     before = value()
-    (tmp_path / "sets.py").write_text(f"import multiprocessing\nimport torch\n{code}\n")
+    imports = "import gc, multiprocessing, os, sys, warnings\nimport numpy, torch\n"
+    (tmp_path / "sets.py").write_text(f"{imports}{code}\n")
     with pytest.raises(kdzoo.PluginError, match=re.escape(name)) as caught:
         Registry([]).add_file(tmp_path / "sets.py")
     assert "for everybody when it is loaded" in str(caught.value)
     assert value() == before
-    (tmp_path / "asks.py").write_text("import multiprocessing\nmultiprocessing.get_context()\n")
-    with pytest.raises(kdzoo.PluginError, match="adds nothing"):  # and has changed nothing
-        Registry([]).add_file(tmp_path / "asks.py")
+
+
+def test_what_libraries_do_when_they_are_imported_is_no_harm(tmp_path: Path) -> None:
+    filters, folders = list(warnings.filters), list(sys.path)
+    (tmp_path / "asks.py").write_text(
+        "import multiprocessing, os, sys, warnings\nmultiprocessing.get_context()\n"
+        "os.environ['QT_QPA_FONTDIR'] = '/nowhere'\nwarnings.simplefilter('error')\n"
+        "sys.path.append('/nowhere')\n"
+    )
+    try:
+        with pytest.raises(kdzoo.PluginError, match="adds nothing"):
+            Registry([]).add_file(tmp_path / "asks.py")
+        assert sys.path == [*folders, "/nowhere"]
+    finally:
+        sys.path[:] = folders
+        os.environ.pop("QT_QPA_FONTDIR", None)
+    assert warnings.filters == filters
 
 
 def test_what_a_plugin_prints_does_not_get_into_an_answer(
@@ -335,11 +453,14 @@ def test_what_a_plugin_prints_does_not_get_into_an_answer(
 ) -> None:
     noisy = tmp_path / "noisy.py"
     good = (HERE / "bad_plugins" / "zz_good.py").read_text()
-    noisy.write_text(good + 'print("licence found\\n" * 10000)\n')
+    raw = "import ctypes, os, sys\nos.write(1, b'raw')\nctypes.CDLL(None).puts(b'from C')\n"
+    raw += "sys.__stdout__.write('past redirection')\n"
+    noisy.write_text(good + 'print("licence found\\n" * 10000)\n' + raw)
     install(tmp_path / "site", noisy)
     listed = kdzoo_command("plugins", "--json", env={"PYTHONPATH": str(tmp_path / "site")})
     assert {record["status"] for record in json.loads(listed.stdout)} == {"active"}
-    assert "licence found" in listed.stderr
+    for said in ("licence found", "raw", "from C", "past redirection"):
+        assert said in listed.stderr
 
 
 def test_what_a_plugin_uses_and_will_go_is_said(tmp_path: Path, kdzoo_command: Callable) -> None:

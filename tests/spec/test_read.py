@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 
 import kdzoo
 from kdzoo.extend.bases import DataSource
@@ -130,6 +131,17 @@ def test_a_mistake_is_named_with_its_line_and_what_would_be_right(
         row.startswith(f"digits.yaml:{line}: ") or "name: is missing" in row
         for row in said.splitlines()
     ), said
+
+
+def test_a_library_that_is_missing_is_no_wrong_argument(
+    tiny: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: torch.optim.Optimizer) -> None:
+        raise ModuleNotFoundError("No module named 'sympy'")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)  # as where torch's dependencies are gone
+    with pytest.raises(kdzoo.RunError, match="torch cannot import what it needs: No module named"):
+        kdzoo.read_spec(tiny)
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
