@@ -31,7 +31,7 @@ from kdzoo.spec.models import (
     TeacherEntry,
 )
 from kdzoo.spec.shorthand import STAGE_KEYS, spell_out, spell_out_stage
-from kdzoo.spec.torch_entries import try_optimizer, try_schedule
+from kdzoo.spec.torch_entries import ArgumentError, try_optimizer, try_schedule
 
 __all__ = [
     "dump_spec",
@@ -364,15 +364,14 @@ class _Reader:
     def train(self, path: KeyPath, stage: Stage) -> None:
         """Try the optimizer and the schedule, through all epochs."""
         train = stage.train
+        tried = "optimizer"
         try:
-            tried = try_optimizer(train.optimizer)
+            optimizer = try_optimizer(train.optimizer)
+            tried = "schedule"
+            try_schedule(train.schedule, optimizer, train.epochs)
         except SpecError as error:
-            self.problem((*path, "optimizer"), str(error))
-            return
-        try:
-            try_schedule(train.schedule, tried, train.epochs)
-        except SpecError as error:
-            self.problem((*path, "schedule"), str(error))
+            key = error.key if isinstance(error, ArgumentError) else None
+            self.problem((*path, tried), str(error), key)
 
     def no_teacher(self, spec: Spec) -> None:
         for i, stage in enumerate(spec.stages):

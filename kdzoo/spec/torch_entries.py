@@ -16,6 +16,7 @@ from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.spec.models import TorchEntry
 
 __all__ = [
+    "ArgumentError",
     "argument_names",
     "make_optimizer",
     "make_schedule",
@@ -51,6 +52,14 @@ _SCHEDULES: dict[str, type[lr_scheduler.LRScheduler]] = {
     and not name.startswith("_")
     and name not in _NO_SCHEDULES
 }
+
+
+class ArgumentError(SpecError):
+    """One argument is wrong: that of this key."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def optimizer_names() -> list[str]:
@@ -152,13 +161,13 @@ def _called(
     known = _arguments(cls)
     for key in params:
         if key not in known:
-            raise SpecError(
-                f'unknown argument "{key}" of {kind} {entry.use}{did_you_mean(key, known)}'
+            raise ArgumentError(
+                key, f'unknown argument "{key}" of {kind} {entry.use}{did_you_mean(key, known)}'
             )
         default = parameters[key].default
         numeric = isinstance(default, int | float) and not isinstance(default, bool)
         if numeric and isinstance(params[key], bool):
-            raise SpecError(f'argument "{key}" of {kind} {entry.use} must be a number')
+            raise ArgumentError(key, f'argument "{key}" of {kind} {entry.use} must be a number')
     with _trying(f"{kind} {entry.use} does not take these arguments"):
         return cls(first, **params)
 

@@ -83,6 +83,7 @@ def test_cells_are_made_of_whole_entries_and_their_parts(tiny: dict[str, Any]) -
         ({"sweep": {"student.widths": [[4], [4]]}}, "has the same value twice"),
         ({"sweep": {"losses.kdd.weight": [1]}}, 'losses has no entry "kdd"; did you mean "kd"?'),
         ({"sweep": {"losses.kd.temprature": [1]}}, 'did you mean "temperature"?'),
+        ({"sweep": {"train.optimizer.momentun": [1]}}, 'did you mean "momentum"?'),
     ],
 )
 def test_mistakes_are_named_with_their_line(
@@ -94,7 +95,11 @@ def test_mistakes_are_named_with_their_line(
     with pytest.raises(kdzoo.SpecError) as caught:
         read_study(file)
     assert message in str(caught.value)
-    assert str(caught.value).startswith("study.yaml:")
+    name, number, _ = str(caught.value).split(":", 2)
+    assert name == "study.yaml"
+    above = file.read_text().splitlines()[: int(number)]
+    chapter = [line for line in above if line[0] not in " -"][-1]
+    assert chapter.partition(":")[0] in change
 
 
 def test_where_one_run_is_asked_for_several_are_refused(
