@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from kdzoo.report.study import short_keys
 from kdzoo.tuning.trials import (
     best_trial,
     count_done,
@@ -47,6 +48,7 @@ class Progress:
         self._total = trials
         self._workers = workers
         self._known = {t.number for t in study.get_trials(deepcopy=False) if t.state.is_finished()}
+        self._keys = short_keys(study.user_attrs["space"])
         self._begun: set[int] = set()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -88,7 +90,8 @@ class Progress:
         running = [t for t in trials if t.state == TrialState.RUNNING and "runs" in t.user_attrs]
         if self._live.is_started:  # first: what is said below shows these again
             lines = [
-                f"trial {t.number}: {t.user_attrs.get('doing', '')}  {_params(t)}" for t in running
+                f"trial {t.number}: {t.user_attrs.get('doing', '')}  {self._params(t)}"
+                for t in running
             ]
             lines.append(f"{count_done(trials)} of {self._total}{self._outlook(trials)}")
             texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
@@ -110,7 +113,7 @@ class Progress:
         for trial in running:
             if trial.number not in self._begun:
                 self._begun.add(trial.number)
-                self.say(f"trial {trial.number} begun: {_params(trial)}")
+                self.say(f"trial {trial.number} begun: {self._params(trial)}")
 
     def _told(self, trial: FrozenTrial, trials: Sequence[FrozenTrial], again: set[int]) -> str:
         values = ", ".join(f"{n} {number(n, v)}" for n, v in values_of(self._study, trial).items())
@@ -118,9 +121,12 @@ class Progress:
             values = f"{trial.state.name.lower()}{f' at {values}' if values else ''}"
         done = sum(t.number in self._known and t.number not in again for t in trials)
         return (
-            f"trial {trial.number}: {values}  {_params(trial)}; {done} of {self._total}"
+            f"trial {trial.number}: {values}  {self._params(trial)}; {done} of {self._total}"
             f"{self._outlook(trials)}"
         )
+
+    def _params(self, trial: FrozenTrial) -> str:
+        return ", ".join(f"{self._keys[key]}={short(v)}" for key, v in trial.params.items())
 
     def _outlook(self, trials: Sequence[FrozenTrial]) -> str:
         said = ""
@@ -133,10 +139,6 @@ class Progress:
             at_once = max(sum(t.state == TrialState.RUNNING for t in trials), 1)
             said += f", about {_time(float(np.mean(lasted)) * left / at_once)} left"
         return said
-
-
-def _params(trial: FrozenTrial) -> str:
-    return ", ".join(f"{key}={short(value)}" for key, value in trial.params.items())
 
 
 def _time(seconds: float) -> str:

@@ -219,9 +219,9 @@ def test_one_of_a_command_s_two_workers_is_killed(
     said, _ = process.communicate(timeout=280)
     assert process.returncode == 0, said
     assert "worker 2 was ended by SIGKILL; the others go on" in said
-    assert re.search(r"^trial 0 begun: losses.kd.temperature=[\d.]+$", said, re.MULTILINE)
+    assert re.search(r"^trial 0 begun: temperature=[\d.]+$", said, re.MULTILINE)
     assert re.search(
-        rf"^trial \d: accuracy [\d.]+ %  losses.kd.temperature=[\d.]+; 1 of {TRIALS}, "
+        rf"^trial \d: accuracy [\d.]+ %  temperature=[\d.]+; 1 of {TRIALS}, "
         r"best so far [\d.]+ %, about \d+ (s|min) left$",
         said,
         re.MULTILINE,
