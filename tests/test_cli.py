@@ -21,7 +21,7 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
     assert "digits.yaml: exists already" in again.stderr
     assert kdzoo_command("validate", "digits.yaml").returncode == 0
     short = ("--set", "train.epochs=2", "--set", "teacher.train.epochs=2")
-    done = kdzoo_command("run", "digits.yaml", *short)
+    done = kdzoo_command("run", "digits.yaml", *short, env={"COLUMNS": "40"})
     assert done.returncode == 0, done.stderr
     for word in ("teacher", "baseline", "student", "worst class", "One seed: no verdict"):
         assert word in done.stdout

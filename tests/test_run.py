@@ -20,6 +20,7 @@ import planted
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 from torch import nn
 from warm import Warm
 
@@ -482,6 +483,26 @@ def test_a_finished_teacher_and_baseline_are_not_put_together_again(
     Counted.widths.clear()
     kdzoo.run({**tiny, "losses": ["ce", {"use": "kd", "temperature": 9}]}, runs=tmp_path)
     assert sorted(Counted.widths) == [8, 16]  # the student and its teacher, once each
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_noticed(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = {**tiny, "student": {"use": "mlp", "widths": [16]}, "teacher": None, "losses": ["ce"]}
+    alone |= {"baseline": False, "policy": "all", "train": {"epochs": 20}}
+    alone["train"]["optimizer"] = {"use": "sgd", "lr": 0.5, "momentum": 0.9}
+    tiny["data"] = alone["data"] = {"use": "planted", "per_class": 60, "validation": 0.0}
+    state = load_file(kdzoo.run(alone, runs=tmp_path).directory / "student.safetensors")
+    kept = tmp_path / "teacher.pth"
+    teacher = {"use": "mlp", "widths": [16], "checkpoint": str(kept)}
+    tiny["teacher"] = teacher
+    for order, said in ([0, 1, 2, 3], ""), ([3, 1, 2, 0], '"a" for "d", "d" for "a"'):
+        rows = torch.tensor([*order, *range(4, 10)])
+        torch.save({k: v[rows] if "head" in k else v for k, v in state.items()}, kept)
+        caplog.clear()
+        kdzoo.run(tiny, runs=tmp_path)
+        assert ("are its classes in another order?" in caplog.text) == bool(said)
+        assert said in caplog.text
 
 
 def test_a_teacher_that_knows_nothing_is_refused(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     "errors",
     "seeds",
+    "words",
     "extend",
     "spec",
     "data",

@@ -22,6 +22,7 @@ from kdzoo.data.memory import MemorySet
 from kdzoo.data.streamed import StreamedSet
 from kdzoo.errors import DataError
 from kdzoo.extend.contracts import ImageData, ImageFiles, ImageList
+from kdzoo.words import few
 
 __all__ = ["load_images"]
 
@@ -55,6 +56,24 @@ def load_images(
     Raises:
         DataError: the images or labels contradict each other, or an image cannot be read.
     """
+    images = _loaded(source, answer, device, cache, workers)
+    tested = images.test_targets.bincount(minlength=len(images.classes))
+    if absent := [images.classes[label] for label in (tested == 0).nonzero().flatten().tolist()]:
+        log.warning(
+            'data "%s": there are no test images of %s; nothing can be said about them',
+            source,
+            few(absent),
+        )
+    return images
+
+
+def _loaded(
+    source: str,
+    answer: ImageData | ImageFiles,
+    device: torch.device,
+    cache: Path,
+    workers: int | None,
+) -> ImageSet:
     if isinstance(answer, ImageData):
         _check_data(source, answer)
         return _in_memory(source, answer, _delivered(answer), device)
@@ -69,9 +88,10 @@ def load_images(
         held = _kept_or_decoded(source, answer, decoder, cache)
         return _in_memory(source, answer, held, device)
     log.info(
-        'data "%s": %.1f GB decoded are more than memory_gb: read while training',
+        'data "%s": %.2g GB decoded are more than memory_gb (%g): read while training',
         source,
         size / 1e9,
+        answer.memory_gb,
     )
     return _streamed(source, answer, decoder, device, workers)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,18 +90,20 @@ class _StreamedSplit(Split):
             workers = min(cores(), _WORKERS)
         workers = min(workers, len(sizes))
         there = order.to(device)  # all of it now: each step would wait for its part
-        loader = DataLoader(
-            _Reader(self._owner.decoder, self._images, transform),
-            batch_size=None,
-            sampler=_lists(self.indices.cpu()[order], sizes),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=functools.partial(_begin, os.getpid()),
-            multiprocessing_context=_context() if workers else None,
-            generator=torch.Generator(),  # it would draw from everybody's
-        )
-        with _held_back():
+        with _held_back(), warnings.catch_warnings():
+            # How many there are was asked for, or is as many as there are cores.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                _Reader(self._owner.decoder, self._images, transform),
+                batch_size=None,
+                sampler=_lists(self.indices.cpu()[order], sizes),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=functools.partial(_begin, os.getpid()),
+                multiprocessing_context=_context() if workers else None,
+                generator=torch.Generator(),  # it would draw from everybody's
+            )
             pixels = iter(loader)
         try:
             for batch in torch.split(there, sizes):

@@ -411,7 +411,7 @@ class Plan:
         if not len(split):
             # A pass over all of a large set would take as long as an epoch.
             split, which = self.images.train.sample(_MEASURED), "training"
-        count = len(self.images.classes)
+        classes = self.images.classes
         name = f"the teacher ({entry.checkpoint})" if entry.checkpoint else "the teacher"
         data = self.spec.data
         accuracy = self.session.measured(
@@ -419,12 +419,12 @@ class Plan:
                 [vars(recipe), file_hash(entry.checkpoint), entry.check],
                 [self.images.fingerprint, data.validation, data.split_seed],
             ],
-            lambda: measure_teacher(teacher, split, which, count, name, check=entry.check),
+            lambda: measure_teacher(teacher, split, which, classes, name, check=entry.check),
         )
         if not entry.check:
             return None
         if self.spec.student.checkpoint is not None:
-            refuse_worse_teacher(accuracy, self.student, split, which, count)
+            refuse_worse_teacher(accuracy, self.student, split, which, len(classes))
         return accuracy
 
     def _stage(self, stage: Stage, losses: Mapping[str, Loss]) -> PreparedStage:

@@ -48,6 +48,10 @@ def load_student(directory: str | Path) -> Network:
 def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     run = RunDirectory(Path(directory))
     file = run.student
+    if run.path.is_file():
+        raise CheckpointError(
+            f"{directory}: is a file; name the directory of the run that it is of"
+        )
     if not file.exists():
         raise CheckpointError(
             f"{directory}: holds no trained student (no {file.name}); name a finished run's "

@@ -26,12 +26,12 @@ from kdzoo.report.evidence import (
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
-from kdzoo.report.table import few
 from kdzoo.spec.document import Document
 from kdzoo.spec.models import settings_of
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import confusion_of
+from kdzoo.words import few
 
 __all__ = [
     "ClassEvidence",

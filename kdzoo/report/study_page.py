@@ -15,8 +15,9 @@ from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT, Verdic
 from kdzoo.report.page import as_csv, reach, render
 from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks
 from kdzoo.report.summary import label_weights_note
-from kdzoo.report.table import counted, few, plain_table
+from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
+from kdzoo.words import counted, few
 
 __all__ = ["study_lines", "study_table", "write_study"]
 

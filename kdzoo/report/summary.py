@@ -12,9 +12,10 @@ from rich.table import Table
 
 from kdzoo.errors import CheckpointError
 from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
-from kdzoo.report.table import counted, few, plain_table
+from kdzoo.report.table import plain_table
 from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 from kdzoo.training.teacher_check import WHAT_TO_CHECK, is_worse
+from kdzoo.words import counted, few
 
 __all__ = [
     "BestValidation",
@@ -304,6 +305,9 @@ def notes(report: Report) -> list[str]:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
     if report.label_weights:
         lines.append(label_weights_note(report.label_weights))
+    student = report.student
+    if untested := [name for name in student.predicted_share if name not in student.classes]:
+        lines.append(f"Without test images, so that nothing is said of them: {few(untested)}.")
     return lines
 
 

@@ -1,14 +1,10 @@
-"""How commands print tables, counts and lists."""
+"""How commands print tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.table import Column, Table
 
-__all__ = ["counted", "few", "plain_table"]
-
-_FEW = 5
+__all__ = ["plain_table"]
 
 
 def plain_table(*columns: str, words: int = 1) -> Table:
@@ -24,16 +20,3 @@ def plain_table(*columns: str, words: int = 1) -> Table:
         for number, name in enumerate(columns)
     ]
     return Table(*headers, box=None, pad_edge=False, padding=(0, 3, 0, 0))
-
-
-def counted(number: int, word: str) -> str:
-    """``1 class``, ``2 classes``."""
-    plural = "es" if word.endswith("s") else "s"
-    return f"{number} {word}{'' if number == 1 else plural}"
-
-
-def few(items: Sequence[str]) -> str:
-    """The first five, and how many others there are."""
-    left = len(items) - _FEW
-    more = [f"and {counted(left, 'other')}"] if left > 0 else []
-    return ", ".join([*items[:_FEW], *more])

@@ -52,6 +52,8 @@ _WORDS = {
     "a valid boolean": "true or false",
 }
 
+_PLAIN = {"str", "int", "float", "bool"}  # what pydantic calls the types of a union
+
 LEARNERS = ("student", "losses")
 """What can learn in a stage."""
 
@@ -467,6 +469,13 @@ def _messages(
     items = error.errors()
     for item in items:
         path: KeyPath = item["loc"]
+        if path[-1:] and path[-1] in _PLAIN:
+            several = [other for other in items if other["loc"][:-1] == path[:-1]]
+            if len(several) > 1:  # what each type of a union wants: said once, of the key
+                if item is several[0]:
+                    wanted = [in_words(one["msg"]).removeprefix("must be ") for one in several]
+                    yield path[:-1], f"must be {' or '.join(wanted)}, not {item['input']!r}"
+                continue
         if item["type"] == "too_short" and any(other["loc"][:-1] == path for other in items):
             continue  # only because what was in it is wrong
         if item["type"] == "extra_forbidden":

@@ -10,8 +10,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from kdzoo.report.summary import Report
-from kdzoo.report.table import counted
 from kdzoo.tuning.trials import number, on_front
+from kdzoo.words import counted
 
 __all__ = ["Outcome"]
 

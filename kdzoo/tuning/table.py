@@ -7,9 +7,10 @@ from optuna.trial import TrialState
 from rich.table import Table
 
 from kdzoo.report.study import short_keys
-from kdzoo.report.table import counted, plain_table
+from kdzoo.report.table import plain_table
 from kdzoo.tuning.outcome import Outcome
 from kdzoo.tuning.trials import importances_of, number, on_front, ranked, short
+from kdzoo.words import counted
 
 __all__ = ["tuning_lines", "tuning_table"]
 

@@ -22,6 +22,7 @@ import kdzoo
 from kdzoo.data.decode import centre
 from kdzoo.data.images import Images
 from kdzoo.data.load import load_images
+from kdzoo.report.summary import summary_lines
 
 
 @pytest.fixture
@@ -171,6 +172,13 @@ def rename(path: str, to: str) -> Callable[[Path], Any]:
             rename("test/red", "test/reed"),
             "ROOT/test/reed: is a class without training images; there is no ROOT/train/reed",
         ),
+        (
+            lambda root: [
+                shutil.copytree(root / "train/red", root / f"train/{name}")
+                for name in ("ro\u0308d", "r\xf6d")
+            ],
+            "ROOT/train/r\xf6d: there is another folder of this name, with its letters encoded",
+        ),
         (cut("test/red/2.png"), "ROOT/test/red/2.png: cannot be read as an image: "),
         (write("train/red/2.png", b""), "ROOT/train/red/2.png: cannot be read as an image: "),
         (write("train/red/a.jpg", b"hello"), "ROOT/train/red/a.jpg: cannot be read as an image: "),
@@ -203,6 +211,25 @@ def test_what_is_wrong_is_named(
         with pytest.raises(kdzoo.DataError) as raised:
             kdzoo.run(spec(root, memory_gb=memory_gb, workers=1), runs=tmp_path / "runs")
         assert str(raised.value).startswith(message.replace("ROOT", str(root)))
+
+
+def test_a_class_of_another_file_system_is_the_same_class(root: Path, tmp_path: Path) -> None:
+    """A Mac writes an accent as a character of its own."""
+    (root / "train" / "red").rename(root / "train" / "r\xf6d")
+    (root / "test" / "red").rename(root / "test" / "ro\u0308d")
+    run = kdzoo.run(spec(root), runs=tmp_path / "runs")
+    assert list(run.report.student.classes) == ["blue", "green", "r\xf6d"]
+
+
+def test_a_class_without_test_images_is_named(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(root / "test" / "red")
+    run = kdzoo.run(spec(root), runs=tmp_path / "runs")
+    assert 'data "image-folder": there are no test images of red; nothing' in caplog.text
+    said = "Without test images, so that nothing is said of them: red."
+    assert said in summary_lines(run.report)
+    assert said in (run.directory / "report.html").read_text()
 
 
 def test_a_broken_image_is_one_line_on_the_command_line(

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
 import kdzoo
+from kdzoo.data.decode import cores
 from kdzoo.data.images import Images
 from kdzoo.data.load import load_images
 from kdzoo.extend.bases import DataSource
@@ -88,6 +90,12 @@ def test_views_do_not_depend_on_workers_batches_or_order(
     torch.manual_seed(123)
     assert same(found, views(streamed(root, 0)))
     assert not children()
+
+
+def test_more_readers_than_cores_are_no_news(root: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(views(streamed(root, cores() + 1), batch_size=1))
 
 
 def test_views_are_a_function_of_epoch_index_and_seed(root: Path) -> None:

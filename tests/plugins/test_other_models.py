@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -167,6 +169,19 @@ def test_trained_weights_and_their_normalization(published: dict[str, torch.Tens
     body = [key for key in published if not key.startswith("classifier")]
     assert all(torch.equal(fewer[key], published[key]) for key in body)
     train_a_step(model, origin.layers(), (3, 32, 32))
+
+
+def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    origin = source("torchvision", model="squeezenet1_1", weights="DEFAULT")
+    folder = re.escape(str(tmp_path / "hub" / "checkpoints"))
+    wanted = rf"of squeezenet1_1 cannot be fetched from https.*\.pth: .*no route.* into {folder}$"
+    with pytest.raises(kdzoo.CheckpointError, match=wanted):
+        origin.build((3, 32, 32), 1000)
 
 
 def test_weights_that_will_be_replaced_are_not_fetched(

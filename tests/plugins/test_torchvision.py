@@ -140,6 +140,15 @@ def test_it_trains_and_is_found_again(tmp_path: Path) -> None:
     assert kdzoo.run({**spec, "data": moved}, runs=tmp_path / "runs").directory == first.directory
 
 
+def test_damaged_files_are_not_called_absent(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for file in tmp_path.glob("MNIST/raw/*images*"):
+        file.write_bytes(file.read_bytes()[:-100])
+    said = f"torchvision's MNIST in {tmp_path} cannot be read: .*; if its files are damaged, remove"
+    with pytest.raises(kdzoo.DataError, match=said):
+        source("MNIST", tmp_path).load()
+
+
 def test_mnist_is_grey_and_not_mirrored(tmp_path: Path) -> None:
     wanted = write_mnist(tmp_path)
     found = images("MNIST", tmp_path)
@@ -414,6 +423,7 @@ def write_kitti(root: Path) -> None:
             "torchvision's Kitti is no set of images with a class each: its targets are of type "
             "list",
         ),
+        ("VOCDetection", {}, "torchvision's VOCDetection is no set of images with a class each"),
     ],
 )
 def test_what_cannot_be_used_is_explained(

@@ -116,6 +116,11 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
             "  - [ce]",
             "losses.0: must be a mapping of keys, not ['ce']",
         ),
+        (
+            "data: digits",
+            "data: {use: torchvision, dataset: MNIST, options: {transform: null}}",
+            "data.options.transform: must be text or a whole number or a number or true or false, ",
+        ),
         ("policy: {use: tllm, start_epoch: 10}", "learn: all", "learn: must be a list, not 'all'"),
     ],
 )

@@ -318,6 +318,8 @@ def test_a_recipe_travels_with_the_weights(tmp_path: Path) -> None:
         directory.student.write_bytes(damaged)
         with pytest.raises(kdzoo.CheckpointError, match=r"student\.safetensors: cannot be read"):
             kdzoo.load_student(tmp_path)
+    with pytest.raises(kdzoo.CheckpointError, match=r"student\.safetensors: is a file; name the d"):
+        kdzoo.load_student(directory.student)
     with pytest.raises(kdzoo.CheckpointError, match="holds no trained student"):
         kdzoo.load_student(tmp_path / "nowhere")
 

@@ -17,12 +17,12 @@ from optuna.trial import TrialState, create_trial
 from page_reader import Page
 
 import kdzoo
-from kdzoo.report.table import counted
 from kdzoo.tuning.outcome import Outcome
 from kdzoo.tuning.page import write_tuning_page
 from kdzoo.tuning.table import tuning_lines, tuning_table
 from kdzoo.tuning.trials import best_trial
 from kdzoo.tuning.trials import number as shown
+from kdzoo.words import counted
 
 LOG = FloatDistribution(0.1, 2, log=True)
 POLICY = CategoricalDistribution(["all", HOSTILE, None])

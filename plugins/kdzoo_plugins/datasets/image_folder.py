@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -82,10 +83,16 @@ def _images(root: Path, part: str) -> dict[str, list[str]]:
             f"{folder / '<class>' / '<image>'}"
         )
     classes: dict[str, list[str]] = {}
-    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+    for entry in sorted(_entries(folder), key=_class_name):
         if _is_folder(entry):
-            classes[entry.name] = sorted(_below(root, f"{part}/{entry.name}", ()))
-            if not classes[entry.name]:
+            name = _class_name(entry)
+            if name in classes:
+                raise kdzoo.DataError(
+                    f"{entry.path}: there is another folder of this name, with its letters encoded "
+                    "otherwise (Unicode NFC and NFD); rename one, or put the two together"
+                )
+            classes[name] = sorted(_below(root, f"{part}/{entry.name}", ()))
+            if not classes[name]:
                 raise kdzoo.DataError(
                     f"{entry.path}: holds no images ({', '.join(_SUFFIXES)}); add some, or remove "
                     "the folder"
@@ -97,6 +104,12 @@ def _images(root: Path, part: str) -> dict[str, list[str]]:
     if not classes:
         raise kdzoo.DataError(f"{folder}: holds no class folders")
     return classes
+
+
+def _class_name(entry: os.DirEntry[str]) -> str:
+    """The folder's name. A Mac writes letters with accents as two characters each, others as one:
+    the same class has the same name wherever its folder comes from."""
+    return unicodedata.normalize("NFC", entry.name)
 
 
 def _below(root: Path, folder: str, parents: tuple[tuple[int, int], ...]) -> list[str]:

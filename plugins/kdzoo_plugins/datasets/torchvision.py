@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import operator
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ _PATHS = ("_image_files", "_images", "_samples", "samples", "imgs")  # where pat
 _NAMES = ("classes", "categories", "_characters")  # where class names may be
 _NO_CLASS = "N/A"  # what EMNIST calls its class 0, since its letters count from 1
 _OURS = ("root", "download", "transform", "target_transform", "transforms", "loader")
+_NO_CLASSES = {  # torchvision's modules of sets that are for other tasks, or of videos
+    *("_optical_flow", "_stereo_matching", "cityscapes", "coco", "flickr", "hmdb51", "kinetics"),
+    *("moving_mnist", "phototour", "sbd", "sbu", "ucf101", "vision", "voc", "widerface"),
+}
 
 _Option = str | int | float | bool
 
@@ -203,6 +208,11 @@ class Torchvision(kdzoo.DataSource):
     ) -> str:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0].split(" You can use download")[0].rstrip(".")
+        if not isinstance(error, OSError) and not re.search("found|present|download", str(error)):
+            return (
+                f"torchvision's {name} in {root} cannot be read: {reason}; if its files are "
+                "damaged, remove them, and bring them there again"
+            )
         if self.params.download:
             return f"torchvision's {name} could not be brought to {root}: {reason}"
         message = f"torchvision's {name} is not in {root}: {reason}"
@@ -266,9 +276,12 @@ def _class(name: str) -> Any:
         for each in datasets.__all__
         if inspect.isclass(found := getattr(datasets, each)) and "root" in _parameters(found)
     }
+    if name in known and known[name].__module__.rpartition(".")[2] in _NO_CLASSES:
+        raise kdzoo.DataError(f"torchvision's {name} is no set of images with a class each")
     if name in known:
         return known[name]
-    hint = kdzoo.did_you_mean(name, known)
+    usable = [n for n, f in known.items() if f.__module__.rpartition(".")[2] not in _NO_CLASSES]
+    hint = kdzoo.did_you_mean(name, usable)
     raise kdzoo.DataError(f'torchvision has no dataset "{name}"{hint}')
 
 

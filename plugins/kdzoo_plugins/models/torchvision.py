@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,13 @@ class Torchvision(kdzoo.ModelSource):
         except (AssertionError, ValueError) as error:  # how they refuse a size of images
             raise kdzoo.SpecError(
                 f"{name} cannot be built for images of {height}x{width} pixels: {error}"
+            ) from error
+        except OSError as error:
+            assert weights is not None  # without them nothing is fetched
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise kdzoo.CheckpointError(
+                f"the weights of {name} cannot be fetched from {weights.url}: {error}; put that "
+                f"file into {folder}"
             ) from error
         _drop_auxiliary(model)
         head = _head(model)

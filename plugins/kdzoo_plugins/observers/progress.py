@@ -70,7 +70,8 @@ class ProgressBar(kdzoo.Observer):
         if self._bar is not None:
             self._bar.update(self._task, description=words, epoch=progress)
         elif record.epoch % max(run.epochs // _LINES, 1) == 0 or record.epoch == run.epochs:
-            self._console.print(f"{run.role:<8} {progress:>7}  {words}", highlight=False)
+            line = f"{run.role:<8} {progress:>7}  {words}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
         """See :meth:`kdzoo.Observer.end`."""
