@@ -103,7 +103,13 @@ class Tapped:
                     f"the {self.role} has no stage {layer}; its model declares {known} "
                     "(a module path works too)"
                 )
-            return layers.stages[layer]
+            path = layers.stages[layer]
+            if path not in modules:
+                raise SpecError(
+                    f'the {self.role} has no layer "{path}", which its model declares as stage '
+                    f"{layer}{did_you_mean(path, modules)}"
+                )
+            return path
         declared = {"penultimate": layers.penultimate, "head": layers.head}
         path = declared.get(layer) or layer
         if path not in modules and layer in declared:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Adapter
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
+from kdzoo.testing.checks import (
+    Checks,
+    ContractError,
+    NotApplicable,
+    after,
+    require,
+    slow,
+    sometimes,
+)
 from kdzoo.testing.modules import (
     close,
     gradients,
@@ -153,6 +161,18 @@ class AdapterChecks(Checks[Adapter]):
                 adapter(_feature(student))
             require(same(before, adapter.state_dict()), "its state changed in eval mode")
 
+    def deterministic(self) -> None:
+        """The seed of torch's global generator decides its weights and answers."""
+        for student, teacher in self._pairs():
+
+            def answer(student: Shape = student, teacher: Shape = teacher) -> list[Tensor]:
+                adapter = self._set_up(student, teacher)
+                return [*adapter.state_dict().values(), adapter(_feature(student)).detach()]
+
+            one, other = seeded(1, answer), seeded(1, answer)
+            require(same(one, other), "it differs under the same seed")
+
+    @after("deterministic")
     def samples_alone(self) -> None:
         """In eval mode each sample is brought over without regard to the others."""
         order = torch.tensor([2, 0, 3])
@@ -165,6 +185,7 @@ class AdapterChecks(Checks[Adapter]):
             )
 
     @sometimes
+    @after("deterministic")
     def channels_last(self) -> None:
         """Maps that have their channels last in memory are taken as well."""
         pairs = [pair for pair in self._pairs() if len(pair[0]) == 3]
@@ -183,17 +204,7 @@ class AdapterChecks(Checks[Adapter]):
                     ) from error
             require(close(plain, laid), "its answer changes when the channels are last in memory")
 
-    def deterministic(self) -> None:
-        """The seed of torch's global generator decides its weights and answers."""
-        for student, teacher in self._pairs():
-
-            def answer(student: Shape = student, teacher: Shape = teacher) -> list[Tensor]:
-                adapter = self._set_up(student, teacher)
-                return [*adapter.state_dict().values(), adapter(_feature(student)).detach()]
-
-            one, other = seeded(1, answer), seeded(1, answer)
-            require(same(one, other), "it differs under the same seed")
-
+    @after("deterministic")
     def state_dict(self) -> None:
         """Its state is plain data, and gives another instance the same answers."""
         for student, teacher in self._pairs():
@@ -210,6 +221,7 @@ class AdapterChecks(Checks[Adapter]):
                 torch.equal(one, other), "another instance that has its state answers otherwise"
             )
 
+    @after("deterministic")
     def copies(self) -> None:
         """A deep copy answers the same, and goes its own way."""
         for student, teacher in self._pairs():
@@ -245,6 +257,7 @@ class AdapterChecks(Checks[Adapter]):
                 f"from {student} to {teacher} it does not run",
             )
 
+    @after("deterministic")
     def compiled(self) -> None:
         """It is compiled as one graph, with the same gradients (``aot_eager``)."""
         for student, teacher in self._pairs():
@@ -252,12 +265,19 @@ class AdapterChecks(Checks[Adapter]):
 
     @slow
     @sometimes
+    @after("deterministic")
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler, for the first pair of shapes."""
         need_compiler()
         self._compiled("inductor", *self._pairs()[0])
 
     # What the checks are made of.
+
+    def _use(self) -> None:
+        for student, teacher in self._pairs():
+            adapter = self._trained(student, teacher).eval()
+            with torch.no_grad():
+                adapter(_feature(student))
 
     def _set_up(self, student: Shape, teacher: Shape) -> Adapter:
         adapter = self._make()

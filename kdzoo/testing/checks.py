@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import pydantic
 
 from kdzoo.errors import SpecError
 from kdzoo.extend.component import Component
+from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import check_component
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "NotApplicable",
     "Result",
     "Status",
+    "after",
     "require",
     "slow",
     "sometimes",
@@ -80,6 +82,17 @@ def sometimes(check: _Check) -> _Check:
     return check
 
 
+def after(*others: str) -> Callable[[_Check], _Check]:
+    """Mark a check that compares answers: its failure says nothing of its own where one of these
+    others fails, which ask whether equal calls have equal answers at all."""
+
+    def mark(check: _Check) -> _Check:
+        check.after = others  # type: ignore[attr-defined]
+        return check
+
+    return mark
+
+
 class Checks(ABC, Generic[C]):
     """The checks of one kind of component: its public methods, in the order of their definition.
 
@@ -128,3 +141,24 @@ class Checks(ABC, Generic[C]):
         """Its class is one that kdzoo takes: named, documented, its parameters described."""
         check_component(self.component, self.base)
         self._make()
+
+    @sometimes
+    def leaves_torch_alone(self) -> None:
+        """It leaves torch's settings as they are, whatever is done with it."""
+        failed: Exception | None = None
+        with changed_settings(TORCH_SETTINGS) as changed:
+            try:
+                self._use()
+            except Exception as error:  # perhaps because of what it changed, and that comes first
+                failed = error
+        require(
+            not changed,
+            f"it changed {', '.join(changed)}; that holds for everybody, so leave it to whoever "
+            "runs it",
+        )
+        if failed is not None:
+            raise NotApplicable("it fails before that, as other checks tell") from failed
+
+    @abstractmethod
+    def _use(self) -> None:
+        """All that the engine does with one that is sound."""

@@ -18,10 +18,12 @@ from kdzoo.extend.bases import DataSource
 from kdzoo.extend.contracts import ImageData, ImageFiles, ImageList
 from kdzoo.extend.registry import registry
 from kdzoo.spec.read import read_spec
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, after, require, sometimes
 from kdzoo.testing.modules import seeded
 
 __all__ = ["DatasetChecks"]
+
+_NOTHING = "it delivers nothing to look at, as delivers tells"
 
 
 class DatasetChecks(Checks[DataSource]):
@@ -35,7 +37,16 @@ class DatasetChecks(Checks[DataSource]):
     def delivers(self) -> None:
         """What it loads is ImageData or ImageFiles that the engine takes."""
         try:
-            self._set(self._load())
+            answer = self._load()
+        except Exception as error:
+            if isinstance(error, KdzooError):
+                raise
+            raise ContractError(
+                f"load() raised {type(error).__name__}: {error}; refuse with a kdzoo.DataError "
+                "that names the path"
+            ) from error
+        try:
+            self._set(answer)
         except KdzooError as error:
             raise ContractError(f"the engine refuses what it loaded: {error}") from error
 
@@ -47,7 +58,7 @@ class DatasetChecks(Checks[DataSource]):
     @sometimes
     def streamed(self) -> None:
         """The same, more than once, where its files do not fit into memory."""
-        files = self._files(self._load())
+        files = self._files()
         images = self._images(self._set(replace(files, memory_gb=0.0)))
         for _ in range(2):
             _require_views(images)
@@ -68,6 +79,7 @@ class DatasetChecks(Checks[DataSource]):
         require(prints[0] == prints[1], "it loads other images, or another order, the second time")
 
     @sometimes
+    @after("deterministic")
     def answers_apart(self) -> None:
         """What is done to one answer leaves the next one alone."""
         self._delivered()
@@ -86,7 +98,7 @@ class DatasetChecks(Checks[DataSource]):
     @sometimes
     def readers(self) -> None:
         """Its readers can be sent to other processes, and are called by several threads at once."""
-        files = self._files(self._load())
+        files = self._files()
         for images in (files.train, files.test):
             try:
                 sent: ImageList = pickle.loads(pickle.dumps(images))
@@ -102,16 +114,17 @@ class DatasetChecks(Checks[DataSource]):
                 require(isinstance(name, str) and bool(name), f"name({row}) is {name!r}; say which")
 
     @sometimes
+    @after("deterministic")
     def moved(self) -> None:
         """Its fingerprint stays when the same files lie elsewhere."""
-        self._files(self._load())
+        self._files()
         if not callable(self.given_entry):
             raise NotApplicable("no function says how its files come into a directory")
         prints = []
         for name in ("one", "two"):
             folder = self.folder / name
             folder.mkdir()
-            files = self._files(type(self)(self.component, self.given_entry, folder)._load())
+            files = type(self)(self.component, self.given_entry, folder)._files()
             prints.append((files.train.fingerprint, files.test.fingerprint))
         require(
             prints[0] == prints[1],
@@ -134,6 +147,9 @@ class DatasetChecks(Checks[DataSource]):
 
     # What the checks are made of.
 
+    def _use(self) -> None:
+        _require_views(self._images(self._set(self._load())))
+
     def _load(self) -> ImageData | ImageFiles:
         return self._make().load()
 
@@ -141,9 +157,13 @@ class DatasetChecks(Checks[DataSource]):
         try:
             return self._set(self._load())
         except Exception as error:
-            raise NotApplicable("it delivers nothing to look at, as `delivers` tells") from error
+            raise NotApplicable(_NOTHING) from error
 
-    def _files(self, answer: ImageData | ImageFiles) -> ImageFiles:
+    def _files(self) -> ImageFiles:
+        try:
+            answer = self._load()
+        except Exception as error:
+            raise NotApplicable(_NOTHING) from error
         if not isinstance(answer, ImageFiles):
             raise NotApplicable("it answers images and no files")
         return answer

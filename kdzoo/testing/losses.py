@@ -21,7 +21,15 @@ from kdzoo.extend.bases import Invariance, Loss
 from kdzoo.extend.contracts import Batch, Layer, Outputs, Shapes
 from kdzoo.extend.registry import registry
 from kdzoo.spec.read import read_losses
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
+from kdzoo.testing.checks import (
+    Checks,
+    ContractError,
+    NotApplicable,
+    after,
+    require,
+    slow,
+    sometimes,
+)
 from kdzoo.testing.modules import (
     close,
     gradients,
@@ -33,6 +41,7 @@ from kdzoo.testing.modules import (
     same,
     seeded,
     stored,
+    with_gradient,
 )
 from kdzoo.testing.processes import in_two_processes
 from kdzoo.testing.scene import (
@@ -116,11 +125,6 @@ class LossChecks(Checks[Loss]):
         for training, count in ((True, ROWS), (False, ROWS), (False, 1)):
             loss = self._loss().train(training)
             rows = self._call(loss, given.rows(torch.arange(count)))
-            require(
-                isinstance(rows, Tensor) and rows.shape == (count,),
-                f"it answered {_said(rows)} for {count} samples; it must be one value a sample, "
-                f"({count},), not yet averaged",
-            )
             require(rows.dtype == torch.float32, f"it answered {rows.dtype} from float32")
             require(bool(rows.isfinite().all()), "it answered NaN or infinity for ordinary outputs")
 
@@ -128,9 +132,8 @@ class LossChecks(Checks[Loss]):
         """A gradient reaches the student, and none is asked of the teacher."""
         given = self._given()
         teacher = _mapped(given.teacher, Tensor.clone)
-        rows = self._loss()(_mapped(given.student, _copied), teacher, given.batch)
-        require(rows.requires_grad, "its answer has no gradient: something detaches the student")
-        rows.sum().backward()
+        rows = _rows(self._loss(), _mapped(given.student, _copied), teacher, given.batch)
+        torch.autograd.backward(with_gradient(rows).sum())
         reached = [leaf.grad for leaf in _leaves(given.student) if leaf.grad is not None]
         require(
             any(bool(gradient.abs().sum() > 0) for gradient in reached),
@@ -146,7 +149,7 @@ class LossChecks(Checks[Loss]):
         loss, given = self._loss(), self._given()
         before = set(dict(loss.named_parameters()))
         teacher = _mapped(given.teacher, Tensor.clone)
-        rows = loss(_mapped(given.student, _copied), teacher, given.batch)
+        rows = _rows(loss, _mapped(given.student, _copied), teacher, given.batch)
         new = set(dict(loss.named_parameters())) - before
         require(
             not new,
@@ -177,19 +180,47 @@ class LossChecks(Checks[Loss]):
             torch.equal(batch.targets, given.batch.targets), "it changed batch.targets in place"
         )
 
+    def deterministic(self) -> None:
+        """All that it draws comes from torch's global generator, which it never seeds."""
+        given = self._given()
+        answers, states = [], []
+        for seed in (1, 1, 2):
+            loss = self._loss()
+
+            def step(loss: Loss = loss) -> tuple[list[Tensor], Tensor]:
+                rows = self._call(loss, given)
+                leaves = [leaf for leaf in _leaves(given.student) if leaf.requires_grad]
+                gradients = torch.autograd.grad(
+                    with_gradient(rows).sum(), leaves, allow_unused=True
+                )
+                known = [gradient for gradient in gradients if gradient is not None]
+                return [rows.detach(), *known], torch.get_rng_state()
+
+            answer, state = seeded(seed, step)
+            answers.append(answer)
+            states.append(state)
+        require(
+            same(answers[0], answers[1]),
+            "its answers differ under the same seed: draw from torch's global generator alone",
+        )
+        require(
+            not torch.equal(states[1], states[2]),
+            "it seeds torch's global generator, from which the student's dropout draws too",
+        )
+
+    @after("deterministic")
     def evaluation(self) -> None:
-        """In eval mode it changes nothing of its own."""
+        """In eval mode it changes nothing of its own, and equal calls have equal answers."""
         loss, given = self._loss(), self._given()
         self._call(loss, given)
         before = copy.deepcopy(loss.eval().state_dict())
-        with torch.no_grad():
-            self._call(loss, given)
-        require(
-            same(before, loss.state_dict()),
-            "its state changed in eval mode: remember samples only where self.training",
-        )
+        first, again = (self._quietly(loss, given) for _ in range(2))
+        advice = "remember samples only where self.training"
+        require(same(before, loss.state_dict()), f"its state changed in eval mode: {advice}")
+        require(same(first, again), f"in eval mode the second call answers otherwise: {advice}")
 
     @sometimes
+    @after("deterministic")
     def declared_needs(self) -> None:
         """What it does not declare that it needs, it does without."""
         if self.component.needs_indices and self.component.needs_targets:
@@ -213,32 +244,7 @@ class LossChecks(Checks[Loss]):
             "needs_targets = True",
         )
 
-    def deterministic(self) -> None:
-        """All that it draws comes from torch's global generator, which it never seeds."""
-        given = self._given()
-        answers, states = [], []
-        for seed in (1, 1, 2):
-            loss = self._loss()
-
-            def step(loss: Loss = loss) -> tuple[list[Tensor], Tensor]:
-                rows = self._call(loss, given)
-                leaves = [leaf for leaf in _leaves(given.student) if leaf.requires_grad]
-                gradients = torch.autograd.grad(rows.sum(), leaves, allow_unused=True)
-                known = [gradient for gradient in gradients if gradient is not None]
-                return [rows.detach(), *known], torch.get_rng_state()
-
-            answer, state = seeded(seed, step)
-            answers.append(answer)
-            states.append(state)
-        require(
-            same(answers[0], answers[1]),
-            "its answers differ under the same seed: draw from torch's global generator alone",
-        )
-        require(
-            not torch.equal(states[1], states[2]),
-            "it seeds torch's global generator, from which the student's dropout draws too",
-        )
-
+    @after("deterministic")
     def state_dict(self) -> None:
         """Its state is plain data, and gives another instance the same answers."""
         trained, given = self._trained(), self._given()
@@ -250,6 +256,7 @@ class LossChecks(Checks[Loss]):
             raise ContractError(f"another instance cannot take its state: {error}") from error
         self._compare(trained, fresh, given, "another instance that has its state")
 
+    @after("deterministic")
     def copies(self) -> None:
         """A deep copy answers the same, and goes its own way."""
         trained, given = self._trained(), self._given()
@@ -262,6 +269,7 @@ class LossChecks(Checks[Loss]):
         self._call(copied.train(), given)
         require(same(before, trained.state_dict()), "it shares its state with a deep copy")
 
+    @after("deterministic")
     def resume(self) -> None:
         """Training that was cut off ends as if it had not been, bit for bit."""
         whole = self._distiller()
@@ -278,6 +286,7 @@ class LossChecks(Checks[Loss]):
             "must be in a persistent buffer, or in get_extra_state",
         )
 
+    @after("deterministic", "evaluation")
     def class_weights(self) -> None:
         """It leaves its own rows' weights to the engine, and weights the partners of a sample."""
         given, loss = self._precisely()
@@ -308,6 +317,7 @@ class LossChecks(Checks[Loss]):
         )
 
     @sometimes
+    @after("deterministic", "evaluation")
     def columns(self) -> None:
         """As declared (``takes_columns``): it follows ``batch.columns``, in the rows of the other
         classes alone."""
@@ -352,6 +362,7 @@ class LossChecks(Checks[Loss]):
         require(bool((other.abs() > 1e-3).all()), "it is 0 for outputs that differ, too")
 
     @sometimes
+    @after("deterministic", "evaluation")
     def shift(self) -> None:
         """As declared: blind to a constant that is added to a row of logits."""
         self._declared("shift")
@@ -365,6 +376,7 @@ class LossChecks(Checks[Loss]):
         self._same_rows(loss, given, shifted, torch.arange(ROWS), "a constant added to its logits")
 
     @sometimes
+    @after("deterministic", "evaluation")
     def duplication(self) -> None:
         """As declared: a sample's value stays when the batch is doubled."""
         self._declared("duplication")
@@ -373,6 +385,7 @@ class LossChecks(Checks[Loss]):
         self._same_rows(loss, given, given.rows(twice), twice, "the batch being doubled")
 
     @sometimes
+    @after("deterministic", "evaluation")
     def permutation(self) -> None:
         """As declared: a sample's value stays when the batch comes in another order."""
         self._declared("permutation")
@@ -381,6 +394,7 @@ class LossChecks(Checks[Loss]):
         self._same_rows(loss, given, given.rows(order), order, "another order of the batch")
 
     @sometimes
+    @after("deterministic", "evaluation")
     def channels_last(self) -> None:
         """Maps that have their channels last in memory are read as well."""
         given = self._given()
@@ -449,6 +463,7 @@ class LossChecks(Checks[Loss]):
             not same(before, distiller.student.state_dict()), "the student learns nothing from it"
         )
 
+    @after("deterministic")
     def compiled(self) -> None:
         """A step with it is compiled as one graph, with the same gradients (``aot_eager``)."""
         self._compiled("aot_eager", masked=False)
@@ -457,12 +472,14 @@ class LossChecks(Checks[Loss]):
 
     @slow
     @sometimes
+    @after("deterministic")
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
         need_compiler()
         self._compiled("inductor", masked=self.component.takes_columns)
 
     @sometimes
+    @after("deterministic")
     def two_processes(self) -> None:
         """Two processes that share the batches end with the same parameters and buffers."""
         first, second = in_two_processes(
@@ -476,6 +493,11 @@ class LossChecks(Checks[Loss]):
         )
 
     # What the checks are made of.
+
+    def _use(self) -> None:
+        loss = self._trained()
+        with torch.no_grad():
+            self._call(loss.eval(), self._given())
 
     def _make(self) -> Loss:
         with registry().lent(self.component):
@@ -538,10 +560,8 @@ class LossChecks(Checks[Loss]):
 
     def _call(self, loss: Loss, given: _Given) -> Tensor:
         """The loss of copies: what is changed in place is nobody else's."""
-        rows: Tensor = loss(
-            _mapped(given.student, _copied), _mapped(given.teacher, Tensor.clone), given.batch
-        )
-        return rows
+        student, teacher = _mapped(given.student, _copied), _mapped(given.teacher, Tensor.clone)
+        return _rows(loss, student, teacher, given.batch)
 
     def _quietly(self, loss: Loss, given: _Given) -> Tensor:
         """What it answers under the same draws each time, without a gradient."""
@@ -613,7 +633,7 @@ class LossChecks(Checks[Loss]):
         """Whether one sample's value depends on what the student says of another."""
         student = _mapped(given.student, lambda value: value.detach().requires_grad_())
         rows = seeded(1, lambda: self._call(loss, replace(given, student=student)))
-        gradients = torch.autograd.grad(rows[0], _leaves(student), allow_unused=True)
+        gradients = torch.autograd.grad(with_gradient(rows)[0], _leaves(student), allow_unused=True)
         return any(g is not None and bool(g[1:].abs().max() > 0) for g in gradients)
 
     def _at_extremes(self, dtype: torch.dtype) -> None:
@@ -638,7 +658,7 @@ class LossChecks(Checks[Loss]):
             "logits.float() and feature.float() first",
         )
         require(bool(rows.isfinite().all()), f"it is not finite for large outputs in {dtype}")
-        gradients = torch.autograd.grad(rows.mean(), leaves, allow_unused=True)
+        gradients = torch.autograd.grad(with_gradient(rows).mean(), leaves, allow_unused=True)
         for gradient in gradients:
             require(
                 gradient is None or bool(gradient.isfinite().all()),
@@ -672,7 +692,7 @@ def _two_steps(module: Callable[..., Any], distiller: Distiller) -> dict[str, Te
     for number in (1, 2):
         optimizer.zero_grad()
         answer = seeded(number, lambda: module(inputs, targets, indices, 0.0))
-        answer.total.backward()
+        torch.autograd.backward(with_gradient(answer.total))
         found[f"the total of step {number}"] = answer.total.detach()[None]
         for whose, part in (("the student's", distiller.student), ("its own", distiller.losses)):
             found[f"{whose} gradients of step {number}"] = gradients(part)
@@ -726,6 +746,19 @@ def _hash(value: Tensor) -> str:
     return hashlib.sha256(value.detach().numpy().tobytes()).hexdigest()
 
 
+def _rows(loss: Loss, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    """What it answers, which must be one value a sample."""
+    rows, count = loss(student, teacher, batch), len(batch.targets)
+    got = f"a tensor {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+    require(
+        isinstance(rows, Tensor) and rows.shape == (count,),
+        f"it answered {got} for {count} samples; it must be one value a sample, ({count},), not "
+        "yet averaged",
+    )
+    checked: Tensor = rows
+    return checked
+
+
 def _mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
     changed = {layer: change(value) for layer, value in outputs.features.items()}
     return Outputs(change(outputs.logits), changed)
@@ -742,9 +775,3 @@ def _copied(value: Tensor) -> Tensor:
 
 def _tolerance(rows: Tensor) -> float:
     return 1e-10 if rows.dtype == torch.float64 else 1e-4
-
-
-def _said(answer: Any) -> str:
-    if not isinstance(answer, Tensor):
-        return type(answer).__name__
-    return f"a tensor {tuple(answer.shape)}"

@@ -15,7 +15,15 @@ from kdzoo.distill.terms import Term
 from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Loss, ModelSource
 from kdzoo.extend.contracts import Batch, Layer, LayerPair, Layers, Normalization, Outputs
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, slow, sometimes
+from kdzoo.testing.checks import (
+    Checks,
+    ContractError,
+    NotApplicable,
+    after,
+    require,
+    slow,
+    sometimes,
+)
 from kdzoo.testing.modules import close, gradients, refuse_another_when_compiled, same, seeded
 from kdzoo.testing.scene import Labels
 
@@ -82,9 +90,9 @@ class ModelChecks(Checks[ModelSource]):
     def gradients(self) -> None:
         """Every weight has a finite gradient."""
         model = self._build()[1].train()
-        logits = model(self._images(4))
+        logits = _logits(model, self._images(4))
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-        (logits * weights).sum().backward()
+        torch.autograd.backward((logits * weights).sum())
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 gradient = parameter.grad
@@ -147,7 +155,7 @@ class ModelChecks(Checks[ModelSource]):
             if path is not None:
                 model.get_submodule(path).register_forward_hook(note(name))
         with torch.no_grad():
-            logits = model.eval()(self._images(2))
+            logits = _logits(model.eval(), self._images(2))
         answered = seen["head"].reshape(logits.shape) if "head" in seen else None
         require(
             answered is not None and torch.equal(answered, logits),
@@ -162,24 +170,25 @@ class ModelChecks(Checks[ModelSource]):
                 "head",
             )
 
-    def images_alone(self) -> None:
-        """In eval mode an image is classified without regard to the others."""
-        model = self._build()[1].eval()
-        images, order = self._images(4), torch.tensor([2, 0, 3])
-        with torch.no_grad():
-            whole, part = model(images.clone()), model(images[order])
-        require(
-            close(whole[order], part, 1e-3), "an image's logits depend on the others in eval mode"
-        )
-
     def evaluation(self) -> None:
         """In eval mode it changes nothing of its own, and draws nothing."""
         model = self._build()[1].eval()
         before = copy.deepcopy(model.state_dict())
         with torch.no_grad():
-            one, other = (seeded(seed, lambda: model(self._images(2))) for seed in (1, 2))
+            one, other = (seeded(seed, lambda: _logits(model, self._images(2))) for seed in (1, 2))
         require(same(before, model.state_dict()), "its state changed in eval mode")
         require(torch.equal(one, other), "its logits are drawn at random in eval mode")
+
+    @after("evaluation")
+    def images_alone(self) -> None:
+        """In eval mode an image is classified without regard to the others."""
+        model = self._build()[1].eval()
+        images, order = self._images(4), torch.tensor([2, 0, 3])
+        with torch.no_grad():
+            whole, part = _logits(model, images.clone()), _logits(model, images[order])
+        require(
+            close(whole[order], part, 1e-3), "an image's logits depend on the others in eval mode"
+        )
 
     def leaves_its_images_alone(self) -> None:
         """It changes nothing of the images, which the other network sees too."""
@@ -188,10 +197,11 @@ class ModelChecks(Checks[ModelSource]):
         model(given)
         require(torch.equal(given, images), "it changed its images in place")
 
+    @after("evaluation")
     def state_dict(self) -> None:
         """Its weights are plain tensors, and give another build the same logits."""
         model = self._build()[1]
-        model.train()(self._images(4))  # the statistics of batch norm have moved
+        _logits(model.train(), self._images(4))  # the statistics of batch norm have moved
         state = model.state_dict()
         for name, value in state.items():
             require(isinstance(value, Tensor), f"{name} in its state dict is no tensor")
@@ -201,7 +211,7 @@ class ModelChecks(Checks[ModelSource]):
         except RuntimeError as error:
             raise ContractError(f"another build cannot take its weights: {error}") from error
         with torch.no_grad():
-            one, other = (each.eval()(self._images(2)) for each in (model, fresh))
+            one, other = (_logits(each.eval(), self._images(2)) for each in (model, fresh))
         require(torch.equal(one, other), "another build that has its weights answers otherwise")
 
     def weights_follow(self) -> None:
@@ -215,6 +225,7 @@ class ModelChecks(Checks[ModelSource]):
         )
         require(plain == other, "with weights_follow it builds another model")
 
+    @after("evaluation")
     def copies(self) -> None:
         """A deep copy answers the same, and goes its own way."""
         model = self._build()[1]
@@ -223,7 +234,7 @@ class ModelChecks(Checks[ModelSource]):
         except Exception as error:
             raise ContractError(f"it cannot be copied: {type(error).__name__}: {error}") from error
         with torch.no_grad():
-            one, other = (each.eval()(self._images(2)) for each in (model, copied))
+            one, other = (_logits(each.eval(), self._images(2)) for each in (model, copied))
         require(torch.equal(one, other), "its deep copy answers otherwise")
         before = copy.deepcopy(model.state_dict())
         with torch.no_grad():
@@ -256,11 +267,12 @@ class ModelChecks(Checks[ModelSource]):
         self._under_autocast(torch.bfloat16)
 
     @slow
+    @after("seed")
     def compiled(self) -> None:
         """It is compiled as one graph, with the same gradients (``aot_eager``)."""
 
         def measure(call: Callable[..., Tensor], model: nn.Module) -> dict[str, Tensor]:
-            logits = seeded(1, lambda: call(self._images(4)))
+            logits = seeded(1, lambda: _logits(call, self._images(4)))
             targets = torch.arange(4) % self.num_classes
             torch.autograd.backward(nn.functional.cross_entropy(logits, targets))
             return {"its logits": logits.detach(), "its gradients": gradients(model)}
@@ -295,6 +307,13 @@ class ModelChecks(Checks[ModelSource]):
 
     # What the checks are made of.
 
+    def _use(self) -> None:
+        source, model = self._build()
+        source.layers(), source.normalization(), source.pretrained()
+        torch.autograd.backward(_logits(model.train(), self._images(2)).sum())
+        with torch.no_grad():
+            _logits(model.eval(), self._images(2))
+
     def _build(
         self, seed: int = 0, shape: ImageShape | None = None
     ) -> tuple[ModelSource, nn.Module]:
@@ -312,12 +331,12 @@ class ModelChecks(Checks[ModelSource]):
 
     def _require_logits(self, model: nn.Module, count: int, shape: ImageShape) -> None:
         with torch.no_grad():
-            logits = model(self._images(count, shape))
+            logits = _logits(model, self._images(count, shape))
         wanted = (count, self.num_classes)
-        got = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"{logits!r}"
         require(
-            isinstance(logits, Tensor) and logits.shape == wanted,
-            f"it answered {got} for {count} images; it must be logits {wanted}",
+            logits.shape == wanted,
+            f"it answered a tensor {tuple(logits.shape)} for {count} images; it must be logits "
+            f"{wanted}",
         )
         require(logits.dtype == torch.float32, f"it answered {logits.dtype} from float32")
         require(bool(logits.isfinite().all()), "its logits are NaN or infinite")
@@ -338,7 +357,7 @@ class ModelChecks(Checks[ModelSource]):
     def _under_autocast(self, dtype: torch.dtype) -> None:
         model = self._build()[1].train()
         with torch.autocast("cpu", dtype=dtype):
-            logits = model(self._images(4))
+            logits = _logits(model, self._images(4))
         require(bool(logits.isfinite().all()), f"its logits are not finite in {dtype}")
 
 
@@ -356,6 +375,18 @@ class _Reads(Loss):
         pairs = [(student.features[p.student], teacher.features[p.teacher]) for p in self.layers]
         pairs.append((student.logits, teacher.logits))
         return torch.stack([(s - t).square().flatten(1).mean(1) for s, t in pairs]).sum(0)
+
+
+def _logits(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """What it answers, which must be a tensor."""
+    logits = model(images)
+    require(
+        isinstance(logits, Tensor),
+        f"it answered {type(logits).__name__} for {len(images)} images; it must be their logits, "
+        "a tensor (B, C)",
+    )
+    answered: Tensor = logits
+    return answered
 
 
 def _values(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from kdzoo.testing.checks import ContractError, NotApplicable, require
 from kdzoo.training.checkpoint import load_tensors, refuse_more_than_data
@@ -28,6 +33,7 @@ __all__ = [
     "same",
     "seeded",
     "stored",
+    "with_gradient",
 ]
 
 T = TypeVar("T")
@@ -63,6 +69,16 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-4) -> bool:
     return one.shape == other.shape and bool(
         torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * scale)
     )
+
+
+def with_gradient(answer: Tensor) -> Tensor:
+    """The answer itself.
+
+    Raises:
+        ContractError: there is nothing to go back from.
+    """
+    require(answer.requires_grad, "its answer has no gradient: something detaches the student")
+    return answer
 
 
 def need_compiler() -> None:
@@ -204,16 +220,31 @@ def on_a_gpu(
         try:
             answer: Tensor = torch.func.functional_call(module, state, call(device))
         except Exception as error:  # torch has many of them for this
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise ContractError(
-                f"{lead} on a GPU (simulated): {type(error).__name__}: {reason}\n"
+                f"{lead} on a GPU (simulated): {_of_simulation(error)}\n"
                 "    New tensors need a device=, what is kept must be a buffer, and .item(), "
                 "bool() and selecting by a mask wait for the device in every step."
             ) from error
+    require(isinstance(answer, Tensor), f"it answered {type(answer).__name__} and no tensor")
     require(
         answer.device.type == "cuda", f"its answer is on {answer.device} where its inputs are not"
     )
     return answer
+
+
+def _of_simulation(error: Exception) -> str:
+    """What a simulated GPU says, in the words of whoever does not know how it is simulated."""
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return f"it waits for a number to come back, or for how many there are ({error})"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if "convert all Tensors to FakeTensors" in reason:
+        return f"a tensor that stayed on the CPU meets one on the GPU{_operation(reason)}"
+    return f"{type(error).__name__}: {reason}"
+
+
+def _operation(reason: str) -> str:
+    found = re.search(r"Found in ([\w.]+)", reason)
+    return f" ({found.group(1)})" if found else ""
 
 
 def _leaves(answer: Tensor) -> Iterator[Tensor]:

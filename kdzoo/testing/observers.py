@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +19,9 @@ import numpy.typing as npt
 
 from kdzoo.extend.bases import Observer
 from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCurves
-from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline.runs import run
-from kdzoo.testing.checks import Checks, ContractError, NotApplicable, require, sometimes
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, after, require, sometimes
 from kdzoo.testing.modules import same, stored
 from kdzoo.testing.scene import Labels, Nets, Pictures
 
@@ -116,6 +117,33 @@ _STORIES = (
 )
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """How a run is cut off.
+
+    Attributes:
+        what: in words.
+        epochs: how many it had when its last checkpoint was written.
+        more: whether it was told of another epoch then, which the checkpoint does not know.
+        killed: whether it is not told of the end.
+        lost: whether what it wrote after its state does not reach the disk.
+    """
+
+    what: str
+    epochs: int = 2
+    more: bool = False
+    killed: bool = True
+    lost: bool = False
+
+
+_CUTS = (
+    _Cut("ended in an epoch", killed=False),
+    _Cut("killed in an epoch", lost=True),
+    _Cut("killed before a checkpoint", more=True),
+    _Cut("killed before its first checkpoint", epochs=0, more=True),
+)
+
+
 class ObserverChecks(Checks[Observer]):
     """What is asked of an observer."""
 
@@ -156,26 +184,23 @@ class ObserverChecks(Checks[Observer]):
         observer.end(info, None)
 
     def restarts(self) -> None:
-        """A run goes on from its last state, whatever was told after; a killed one does too."""
-        for killed in (False, True):
-            directory = self.folder / ("killed" if killed else "ended")
-            info = _USUAL.info(directory)
-            observer = self._make()
-            observer.start(info, None)
-            _tell(observer, info, _USUAL, [1, 2])
-            state = stored("its state", observer.state_dict())
-            left = directory
-            if killed:  # nothing that is written from here on reaches the disk
-                left = self.folder / "left"
-                shutil.copytree(directory, left)
-            observer.steps(info, 2 * _STEPS + 1, _USUAL.steps(2 * _STEPS + 1, 2))
-            observer.end(info, KeyboardInterrupt())
-            with _blaming("a run that goes on" + (" after it was killed" if killed else "")):
-                info = _USUAL.info(left, epoch=2)
-                observer = self._make()
-                observer.start(info, state)
-                _tell(observer, info, _USUAL, range(3, _USUAL.epochs + 1))
-                observer.end(info, None)
+        """A run that was ended or killed, and goes on, leaves the files that it would have left."""
+        began = time.monotonic()
+        whole = self._whole("whole")
+        for cut in _CUTS:
+            if (left := self._gone_on(cut)) == whole:
+                continue
+            # A second run that nobody cut off, in another second, tells which of it is the clock's.
+            time.sleep(max(began + 1.1 - time.monotonic(), 0))
+            for name, again in self._whole(f"beside {cut.what}").items():
+                if name in whole:
+                    difference = _difference(whole[name], again, left.get(name))
+                    require(
+                        not difference,
+                        f"of a run that goes on after it was {cut.what}, {name} is not what a "
+                        f"run leaves that was never cut off: {difference}. Keep in state_dict what "
+                        "start needs: how far a file goes, to cut it off there, or what it holds",
+                    )
 
     def leaves_what_it_sees_alone(self) -> None:
         """It changes no array and no mapping that it is shown: other observers see them too."""
@@ -195,6 +220,7 @@ class ObserverChecks(Checks[Observer]):
         require(unchanged, "it changed the record of an epoch")
         observer.end(info, None)
 
+    @after("state_dict")
     def two_at_once(self) -> None:
         """Two that watch two runs share nothing."""
 
@@ -224,16 +250,13 @@ class ObserverChecks(Checks[Observer]):
         """It writes into the run directory, and nowhere else that is at hand."""
         work = self.folder / "work"
         work.mkdir()
-        before = Path.cwd()
         os.chdir(work)
-        try:
-            info = _USUAL.info(self.folder / "runs" / "own")
-            observer = self._make()
-            observer.start(info, None)
-            _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
-            observer.end(info, None)
-        finally:
-            os.chdir(before)
+        info = _USUAL.info(self.folder / "runs" / "own")
+        observer = self._make()
+        observer.start(info, None)
+        _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+        observer.end(info, None)
+        require(Path.cwd() == work.resolve(), "it changed the working directory, for everybody")
         stray = [*work.iterdir(), *((self.folder / "runs").iterdir())]
         stray.remove(info.directory)
         require(not stray, f"it wrote {', '.join(path.name for path in stray)} outside of the run")
@@ -276,15 +299,51 @@ class ObserverChecks(Checks[Observer]):
             one == other, "a run that it watches ends in other weights: it changes the training"
         )
 
-    def leaves_torch_alone(self) -> None:
-        """It leaves torch's settings as they are."""
-        info = _USUAL.info(self.folder)
-        with changed_settings(TORCH_SETTINGS) as changed:
+    # What the checks are made of.
+
+    def _whole(self, name: str) -> dict[str, bytes]:
+        """What it leaves of a run that is never cut off."""
+        info = _USUAL.info(self.folder / name)
+        observer = self._make()
+        observer.start(info, None)
+        _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+        observer.end(info, None)
+        return _files(info.directory)
+
+    def _gone_on(self, cut: _Cut) -> dict[str, bytes]:
+        """What it leaves of one that is cut off and goes on."""
+        directory, left = self.folder / cut.what, self.folder / f"{cut.what}, what is left"
+        info = _USUAL.info(directory)
+        observer = self._make()
+        observer.start(info, None)
+        _tell(observer, info, _USUAL, range(1, 1 + cut.epochs))
+        state = stored("its state", observer.state_dict()) if cut.epochs else None
+        if cut.lost:
+            shutil.copytree(directory, left)
+        if cut.more:
+            _tell(observer, info, _USUAL, [1 + cut.epochs], asking=False)
+        else:
+            first = cut.epochs * _STEPS + 1
+            observer.steps(info, first, _USUAL.steps(first, 2))
+        if cut.killed and not cut.lost:
+            shutil.copytree(directory, left)
+        observer.end(info, KeyboardInterrupt())
+        if not cut.killed:
+            directory.rename(left)
+        with _blaming(f"a run that goes on after it was {cut.what}"):
+            info = _USUAL.info(left, epoch=cut.epochs)
             observer = self._make()
-            observer.start(info, None)
-            _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+            observer.start(info, state)
+            _tell(observer, info, _USUAL, range(1 + cut.epochs, _USUAL.epochs + 1))
             observer.end(info, None)
-        require(not changed, f"it changed {', '.join(changed)}")
+        return _files(left)
+
+    def _use(self) -> None:
+        info = _USUAL.info(self.folder)
+        observer = self._make()
+        observer.start(info, None)
+        _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+        observer.end(info, None)
 
 
 class _Interrupts(Observer):
@@ -322,6 +381,48 @@ def _left(observer: Observer, info: RunInfo) -> Any:
     state = observer.state_dict()
     files = sorted(path.stat().st_size for path in info.directory.rglob("*") if path.is_file())
     return state, files
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    """What lies below a directory, by path."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+_NUMBER = re.compile(r"-?[0-9][0-9.]*(e[+-]?[0-9]+)?")
+
+
+def _difference(whole: bytes, again: bytes, left: bytes | None) -> str:
+    """What is wrong with a file of a run that goes on, if anything is.
+
+    Args:
+        whole: the same of a run that was never cut off.
+        again: of another such run. Where it has other numbers, those of a clock, all are let pass;
+            where more differs, nothing can be said.
+        left: of the run that goes on; ``None`` where there is no such file.
+    """
+    if left is None:
+        return "it is not there"
+    try:
+        texts = [content.decode() for content in (whole, again, left)]
+    except UnicodeDecodeError:
+        return ""  # a database, say, may hold the same in another arrangement
+    if masked := texts[0] != texts[1]:
+        texts = [_NUMBER.sub("#", text) for text in texts]
+    if texts[0] != texts[1] or texts[0] == texts[2]:
+        return ""
+    wanted, got = (texts[which].splitlines() for which in (0, 2))
+    apart = [
+        pair for pair in enumerate(zip(wanted, got, strict=False), 1) if pair[1][0] != pair[1][1]
+    ]
+    if not apart:
+        return f"it has {len(got)} lines instead of {len(wanted)}"
+    number, (line, other) = apart[0]
+    shown = " (each number is shown as #)" if masked else ""
+    return f"its line {number} is {other[:80]!r} and not {line[:80]!r}{shown}"
 
 
 def _open_files(directory: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from kdzoo.extend.contracts import (
     PolicySetting,
     TeachingCurves,
 )
-from kdzoo.testing.checks import Checks, ContractError, require
+from kdzoo.testing.checks import Checks, ContractError, NotApplicable, after, require, sometimes
 from kdzoo.testing.modules import same, seeded, stored
 from kdzoo.testing.scene import IMAGE, Labels
 
@@ -61,6 +62,8 @@ class PolicyChecks(Checks[ClassPolicy]):
             _require_valid(policy.initial(len(_CLASSES)), "initial")
             try:
                 answers = _play(policy, curves)
+            except ContractError:
+                raise
             except Exception as error:
                 raise ContractError(
                     f"curves with {what}: it raised {type(error).__name__}: {error}"
@@ -87,6 +90,8 @@ class PolicyChecks(Checks[ClassPolicy]):
                 curves = _curves() if has_baseline else replace(_curves(), baseline=None)
                 try:
                     answers = [policy.initial(len(_CLASSES)), *_play(policy, curves)]
+                except ContractError:
+                    raise
                 except Exception as error:
                     raise ContractError(
                         f"{what}: it raised {type(error).__name__}: {error}; refuse with a "
@@ -94,6 +99,34 @@ class PolicyChecks(Checks[ClassPolicy]):
                     ) from error
                 for weights in answers:
                     _require_valid(weights, f"{what}: it")
+
+    @sometimes
+    @after("pure")
+    def declared_needs(self) -> None:
+        """What it does not declare that it needs, it does without, and it answers no columns that
+        it does not declare."""
+        policy, wanted = self._usual(), _play(self._usual(), _curves())
+        open_ = [
+            part for part in ("validation", "similarity") if not getattr(policy, f"needs_{part}")
+        ]
+        if not open_ and policy.sets_columns:
+            raise NotApplicable("it declares all that can be declared")
+        for part in open_:
+            advice = (
+                f"it reads curves.{part}, and there is none in the runs of a policy that does not "
+                f"declare it: answer True in needs_{part}"
+            )
+            try:
+                without = self._policy(has_validation=part != "validation")
+                answers = wanted if without is None else _play(without, _without(part))
+            except Exception as error:
+                raise ContractError(f"{advice} ({type(error).__name__}: {error})") from error
+            require(_alike(wanted, answers), advice)
+        require(
+            policy.sets_columns or all(weights.columns is None for weights in wanted),
+            "it answers columns, and losses see only those of a policy that declares them: answer "
+            "True in sets_columns",
+        )
 
     def pure(self) -> None:
         """The same curves give the same answers, whatever the seed of any generator."""
@@ -113,6 +146,7 @@ class PolicyChecks(Checks[ClassPolicy]):
             "clock",
         )
 
+    @after("pure")
     def instances(self) -> None:
         """Two policies at once know nothing of each other."""
         stories = _curves(), _curves(seed=1)
@@ -129,11 +163,16 @@ class PolicyChecks(Checks[ClassPolicy]):
 
     def leaves_the_curves_alone(self) -> None:
         """It changes nothing of the curves, which others see too."""
-        policy, curves = self._usual(), _curves()
-        for epochs in range(1, _EPOCHS + 1):
-            shown = curves.first(epochs)
-            policy.update(shown)
-            require(_equal(shown, curves.first(epochs)), "it changed the curves in place")
+        for what, curves in _stories():
+            policy = self._policy(has_baseline=curves.baseline is not None)
+            if policy is None:
+                continue
+            for epochs in range(1, _EPOCHS + 1):
+                shown = curves.first(epochs)
+                with contextlib.suppress(Exception):  # that is what valid_weights is about
+                    policy.update(shown)
+                unchanged = _equal(shown, curves.first(epochs))
+                require(unchanged, f"it changed the curves in place, those with {what}")
 
     def answers_stay(self) -> None:
         """What it has answered is not changed by what it decides later."""
@@ -155,13 +194,14 @@ class PolicyChecks(Checks[ClassPolicy]):
             fresh.load_state_dict(state)
             require(same(state, fresh.state_dict()), "another instance does not take all its state")
 
+    @after("pure")
     def resume(self) -> None:
         """A run that is cut off after any epoch goes on with the same answers."""
         whole = _play(self._usual(), _curves())
         policy, answers = self._usual(), []
         history: list[ClassWeights] = []
         for epochs in range(1, _EPOCHS + 1):
-            weights = policy.update(_shown(_curves(), epochs, history))
+            weights = _update(policy, _shown(_curves(), epochs, history))
             answers.append(copy.deepcopy(weights))
             history.append(answers[-1])
             state = copy.deepcopy(policy.state_dict())
@@ -224,12 +264,19 @@ class PolicyChecks(Checks[ClassPolicy]):
 
     # What the checks are made of.
 
+    def _use(self) -> None:
+        policy = self._usual()
+        policy.initial(len(_CLASSES))
+        for _ in _played(policy, _curves()):
+            self._usual().load_state_dict(policy.state_dict())
+
     def _policy(
         self,
         *,
         has_baseline: bool = True,
         teacher_weight: float = 0.9,
         label_weight: float = 0.1,
+        has_validation: bool = True,
     ) -> ClassPolicy | None:
         """A policy after its setup; ``None`` if it refuses."""
         policy = self._make()
@@ -241,7 +288,7 @@ class PolicyChecks(Checks[ClassPolicy]):
                     teacher_weight=teacher_weight,
                     label_weight=label_weight,
                     samples=(_IMAGES,) * len(_CLASSES),
-                    validation=(_IMAGES,) * len(_CLASSES),
+                    validation=(_IMAGES,) * len(_CLASSES) if has_validation else None,
                 )
             )
         except SpecError:
@@ -315,11 +362,8 @@ def _stories() -> Iterator[tuple[str, TeachingCurves]]:
         ("no samples in the last epochs", np.s_[10:]),
         ("no samples at all", np.s_[:]),
     ):
-        broken = {name: getattr(usual, name).copy() for name in ("samples", *_MEANS)}
-        broken["samples"][gone] = 0
-        for name in _MEANS:
-            broken[name][gone] = np.nan
-        yield what, replace(usual, **broken)
+        assert usual.validation is not None
+        yield what, replace(_gone(usual, gone), validation=_gone(usual.validation, gone))
     unknown = np.full_like(usual.student, np.nan)
     yield "no teacher", replace(usual, teacher=unknown, agreement=unknown, divergence=unknown)
     yield "a baseline that is not known", replace(usual, baseline=unknown)
@@ -327,6 +371,24 @@ def _stories() -> Iterator[tuple[str, TeachingCurves]]:
     yield "a student that knows everything", replace(usual, student=0 * usual.student + 1)
     yield "classes that are never answered", replace(usual, predicted=0 * usual.predicted)
     yield "an infinite divergence", replace(usual, divergence=usual.divergence + np.inf)
+
+
+def _gone(curves: TeachingCurves, where: Any) -> TeachingCurves:
+    """Curves that have no samples in some classes and epochs."""
+    broken = {name: getattr(curves, name).copy() for name in ("samples", *_MEANS)}
+    broken["samples"][where] = 0
+    for name in _MEANS:
+        broken[name][where] = np.nan
+    return replace(curves, **broken)
+
+
+def _without(part: str) -> TeachingCurves:
+    """The usual curves without the validation images, or without the similarity anywhere."""
+    curves = _curves()
+    if part == "validation":
+        return replace(curves, validation=None)
+    assert curves.validation is not None
+    return replace(curves, similarity=None, validation=replace(curves.validation, similarity=None))
 
 
 def _shown(curves: TeachingCurves, epochs: int, history: Sequence[ClassWeights]) -> TeachingCurves:
@@ -342,9 +404,16 @@ def _played(policy: ClassPolicy, curves: TeachingCurves) -> Iterator[ClassWeight
     """Its answers, epoch by epoch."""
     history: list[ClassWeights] = []
     for epochs in range(1, _EPOCHS + 1):
-        weights = policy.update(_shown(curves, epochs, history))
+        weights = _update(policy, _shown(curves, epochs, history))
         history.append(copy.deepcopy(weights))
         yield weights
+
+
+def _update(policy: ClassPolicy, curves: TeachingCurves) -> ClassWeights:
+    """What it answers, which must be two numbers a class at least."""
+    weights = policy.update(curves)
+    _require_shaped(weights, "update")
+    return weights
 
 
 def _play(policy: ClassPolicy, curves: TeachingCurves) -> list[ClassWeights]:
@@ -352,19 +421,32 @@ def _play(policy: ClassPolicy, curves: TeachingCurves) -> list[ClassWeights]:
     return [copy.deepcopy(weights) for weights in _played(policy, curves)]
 
 
-def _require_valid(weights: Any, who: str) -> None:
+def _require_shaped(weights: Any, who: str) -> list[tuple[str, str, Floats]]:
+    """Hold what was answered against its type and shapes.
+
+    Returns:
+        What was answered: its name, what it is, its values.
+    """
     require(
         isinstance(weights, ClassWeights),
         f"{who} answered {type(weights).__name__}; it must be kdzoo.ClassWeights",
     )
+    found = []
     for which, what in _ANSWERED.items():
         if getattr(weights, which) is None and which in _OPTIONAL:
             continue
         values: Floats = np.asarray(getattr(weights, which), dtype=np.float64)
         require(
             values.shape == (len(_CLASSES),),
-            f"{who} answered {what} of shape {values.shape}; it must be one a class",
+            f"{who} answered {what} of shape {values.shape}; it must be one a class, "
+            f"({len(_CLASSES)},)",
         )
+        found.append((which, what, values))
+    return found
+
+
+def _require_valid(weights: Any, who: str) -> None:
+    for which, what, values in _require_shaped(weights, who):
         require(
             bool(np.isfinite(values).all() and (values >= 0).all()),
             f"{who} answered {what} that are negative, NaN or infinite: {values.tolist()}",

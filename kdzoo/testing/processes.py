@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import distributed
 
+from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.testing.checks import ContractError, NotApplicable
 
 __all__ = ["in_two_processes"]
@@ -146,7 +147,8 @@ def _serve(rank: int, store: str, connection: Connection) -> None:
         while True:
             work, args, kwargs = pickle.loads(connection.recv_bytes())
             try:
-                answer, failure = work(rank, *args, **kwargs), ""
+                with changed_settings(TORCH_SETTINGS):  # the next one's are its own
+                    answer, failure = work(rank, *args, **kwargs), ""
             except Exception as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 answer = None

@@ -22,6 +22,7 @@ from kdzoo.extend.contracts import (
     TeachingCurves,
 )
 from kdzoo.seeds import stream
+from kdzoo.testing.modules import with_gradient
 
 __all__ = [
     "CLASSES",
@@ -189,7 +190,7 @@ def train(distiller: Distiller, epochs: Iterable[int]) -> list[Tensor]:
             torch.manual_seed(stream(0, "step", epoch, number))
             step = distiller(*images(indices), indices, float(epoch))
             optimizer.zero_grad()
-            step.total.backward()
+            torch.autograd.backward(with_gradient(step.total))
             optimizer.step()
             totals.append(step.total.detach())
         distiller.end_epoch()

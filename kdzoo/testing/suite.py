@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from kdzoo.errors import did_you_mean
+from kdzoo.errors import KdzooError, did_you_mean
 from kdzoo.extend.component import Component
+from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.testing.adapters import AdapterChecks
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, Result
 from kdzoo.testing.count import Count
@@ -186,10 +190,15 @@ class _Plan:
             raise TypeError(f'a {kind} has no check "{name}"{did_you_mean(name, names)}')
 
     def run(self, name: str, folder: Path) -> Result:
-        """One check, with a random state of its own."""
-        reason = self.expected.get(name)
+        """One check, with a random state of its own. What it changes for the whole process is put
+        back, or the checks after it would fail, and say something else."""
+        reason, place = self.expected.get(name), Path.cwd()
+        changed: list[str] = []
         try:
-            with torch.random.fork_rng(devices=[]):
+            with (
+                changed_settings(TORCH_SETTINGS) as changed,
+                torch.random.fork_rng(devices=[]),
+            ):
                 torch.manual_seed(0)
                 checks = self.checks(self.component, self.entry, folder, **self.options)
                 getattr(checks, name)()
@@ -201,12 +210,24 @@ class _Plan:
         except Exception as error:
             if reason is not None:
                 return Result(name, "expected failure", reason)
-            kind = "" if isinstance(error, ContractError) else f"{type(error).__name__}: "
-            return Result(name, "failed", f"{kind}{error}", error)
+            for other in _earlier(getattr(self.checks, name)):
+                if self._fails(other):
+                    return Result(
+                        name, "not applicable", f"its failure says nothing while {other} fails"
+                    )
+            also = f" (meanwhile it changed {', '.join(changed)})" if changed else ""
+            return Result(name, "failed", f"{_said(error, self.component)}{also}", error)
+        finally:
+            os.chdir(place)
         if reason is not None:
             passed = f"passed, although it is expected to fail ({reason}); expect it no longer"
             return Result(name, "failed", passed)
         return Result(name, "passed")
+
+    def _fails(self, name: str) -> bool:
+        """Not if that is expected: what is left out must leave a failure behind."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.run(name, Path(folder)).status == "failed"
 
     def as_test(self, name: str, check: Callable[..., None]) -> Callable[..., None]:
         """The check as a test of pytest's."""
@@ -228,8 +249,31 @@ class _Plan:
         return pytest.mark.slow(test) if _is_slow(check) else test
 
 
+def _said(error: BaseException, component: type[Component]) -> str:
+    """Why a check failed; of what it did not expect also where the component raised it."""
+    if isinstance(error, ContractError):
+        return str(error)
+    said = (
+        str(error)
+        if isinstance(error, KdzooError)
+        else f"it raised {type(error).__name__}: {error}"
+    )
+    file = getattr(sys.modules.get(component.__module__), "__file__", None)
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if frame.filename == file:
+                return f"{said} ({Path(file).name}:{frame.lineno})"
+        cause = cause.__cause__
+    return said
+
+
 def _is_slow(check: Callable[..., None]) -> bool:
     return getattr(check, "slow", False)
+
+
+def _earlier(check: Callable[..., None]) -> tuple[str, ...]:
+    return getattr(check, "after", ())
 
 
 def _is_for_some(check: Callable[..., None]) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from proving import caught, quick
 
 import kdzoo
+from kdzoo.testing import run_checks
 from kdzoo.testing.datasets import DatasetChecks
 
 EVERY = quick(DatasetChecks, but=set())
@@ -43,6 +44,14 @@ class Undescribed(SoundImages):
         size: int = 4
 
 
+class MoreThreads(SoundImages):
+    """Gives torch another thread."""
+
+    def load(self) -> kdzoo.ImageData:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().load()
+
+
 class NoTest(SoundImages):
     """Brings no images to test on."""
 
@@ -51,6 +60,20 @@ class NoTest(SoundImages):
         return dataclasses.replace(
             answer, test_images=answer.test_images[:0], test_targets=answer.test_targets[:0]
         )
+
+
+class Missing(SoundImages):
+    """Cannot find its files, and says so in the words of the system."""
+
+    def load(self) -> kdzoo.ImageData:
+        raise FileNotFoundError("x.csv")
+
+
+class DrawsItsImages(SoundImages):
+    """Draws its images from a generator of its own."""
+
+    def load(self) -> kdzoo.ImageData:
+        return self.answer(np.random.default_rng())
 
 
 class CropsTooMuch(SoundImages):
@@ -163,9 +186,12 @@ def files(folder: Path) -> dict[str, Any]:
 
 IMAGES: list[tuple[type[kdzoo.DataSource], str]] = [
     (Undescribed, "contract"),
+    (MoreThreads, "leaves_torch_alone"),
     (NoTest, "delivers"),
+    (Missing, "delivers"),
     (CropsTooMuch, "views"),
     (OtherEachTime, "deterministic"),
+    (DrawsItsImages, "deterministic"),
     (KeepsItsAnswer, "answers_apart"),
 ]
 FILES: list[tuple[type[kdzoo.DataSource], str]] = [
@@ -189,6 +215,12 @@ def test_one_check_alone_catches_images(mutant: type[kdzoo.DataSource], check: s
 @pytest.mark.parametrize(("mutant", "check"), FILES)
 def test_one_check_alone_catches_files(mutant: type[kdzoo.DataSource], check: str) -> None:
     assert caught(mutant, entry=files) == {check}
+
+
+def test_files_that_are_missing_are_a_data_error() -> None:
+    delivers, streamed = run_checks(Missing, checks=["delivers", "streamed"])
+    assert "raised FileNotFoundError: x.csv; refuse with a kdzoo.DataError" in delivers.reason
+    assert streamed.reason == "it delivers nothing to look at, as delivers tells"
 
 
 def test_every_check_is_proved() -> None:

@@ -51,6 +51,14 @@ class Undescribed(Sound):
         scale: float = 1.0
 
 
+class Tunes(Sound):
+    """Lets cuDNN try its algorithms, in everybody's convolutions."""
+
+    def forward(self, *given: Any) -> Tensor:
+        torch.backends.cudnn.benchmark = True
+        return super().forward(*given)
+
+
 class Squeezed(Sound):
     """A single sample loses its dimension."""
 
@@ -106,6 +114,17 @@ class PlainTensor(Sound):
         return rows
 
 
+class PlainMean(Sound):
+    """Subtracts a tensor that is no buffer."""
+
+    def setup(self, *given: Any) -> None:
+        super().setup(*given)
+        self.plain = torch.zeros(1)
+
+    def forward(self, *given: Any) -> Tensor:
+        return super().forward(*given) - self.plain
+
+
 class InPlace(Sound):
     """Centres the student's logits where they lie."""
 
@@ -130,6 +149,26 @@ class RemembersEvaluation(Sound):
         self.mean.mul_(0.9)
         self.mean.add_(1)
         return rows
+
+
+class CountsEvaluation(Sound):
+    """Counts its calls in eval mode in a number that is no part of its state."""
+
+    calls = 0
+
+    def forward(self, *given: Any) -> Tensor:
+        self.calls += not self.training
+        return super().forward(*given) * (1 + self.calls)
+
+
+class CountsItsCalls(Sound):
+    """The same in both modes."""
+
+    calls = 0
+
+    def forward(self, *given: Any) -> Tensor:
+        self.calls += 1
+        return super().forward(*given) * (1 + self.calls)
 
 
 class ReadsIndices(Sound):
@@ -160,8 +199,7 @@ class DrawsElsewhere(Sound):
     """Draws from a generator that the engine does not seed."""
 
     def forward(self, *given: Any) -> Tensor:
-        rows = super().forward(*given)
-        return rows * (1 + random.random()) if self.training else rows
+        return super().forward(*given) * (1 + random.random())
 
 
 class ObjectInState(Sound):
@@ -511,6 +549,7 @@ class Noisy(Hint):
 
 EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
     (Undescribed, "contract"),
+    (Tunes, "leaves_torch_alone"),
     (Squeezed, "one_value_a_sample"),
     (AsksTheTeacher, "gradients"),
     (Spare, "parameters"),
@@ -518,8 +557,10 @@ EXACTLY: list[tuple[type[kdzoo.Loss], str]] = [
     (InPlace, "leaves_its_inputs_alone"),
     (InPlaceOnTheTeacher, "leaves_its_inputs_alone"),
     (RemembersEvaluation, "evaluation"),
+    (CountsEvaluation, "evaluation"),
     (ReadsIndices, "declared_needs"),
     (Reseeds, "deterministic"),
+    (DrawsElsewhere, "deterministic"),
     (ObjectInState, "state_dict"),
     (Uncopyable, "copies"),
     (SharesWithItsCopy, "copies"),
@@ -547,7 +588,7 @@ SEVERAL: list[tuple[type[kdzoo.Loss], set[str]]] = [
     (Exponentials, {"single_precision", "half_precision", "bfloat16"}),
     (AnswersInHalf, {"half_precision", "bfloat16"}),
     (AnotherDenominator, {"class_weights"}),
-    (DrawsElsewhere, {"declared_needs", "deterministic", "resume"}),
+    (CountsItsCalls, {"evaluation", "state_dict", "resume"}),
     (ReadsTargets, {"declared_needs", *OF_TRAINING}),
     (Peeks, OF_TRAINING),
     (InAList, {"parameters", "state_dict", "resume", "device"}),
@@ -558,6 +599,54 @@ SEVERAL: list[tuple[type[kdzoo.Loss], set[str]]] = [
 @pytest.mark.parametrize("sound", [Sound, Pairs, Masked, Noisy])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.Loss]) -> None:
     assert caught(sound) == set()
+
+
+def test_what_rests_on_equal_answers_says_nothing_without_them() -> None:
+    results = {result.check: result for result in run_checks(DrawsElsewhere, checks=QUICK)}
+    resting = {"declared_needs", "state_dict", "copies", "resume", "class_weights"}
+    for check in resting | {"duplication", "permutation", "channels_last"}:
+        said = "its failure says nothing while deterministic fails"
+        assert (results[check].status, results[check].reason) == ("not applicable", said)
+    expected = {"deterministic": "by design"}
+    assert caught(DrawsElsewhere, checks=["resume"], expected_failures=expected) == {"resume"}
+
+
+class AnswersAList(Sound):
+    """Answers no tensor."""
+
+    def forward(self, *given: Any) -> Any:
+        return super().forward(*given).tolist()
+
+
+class Detached(Sound):
+    """Nothing that it answers reaches the student."""
+
+    def forward(self, *given: Any) -> Tensor:
+        return super().forward(*given).detach()
+
+
+class RaisesInItsFile(Sound):
+    """Has a mistake in it."""
+
+    def forward(self, *given: Any) -> Tensor:
+        raise KeyError("layer3")
+
+
+@pytest.mark.parametrize(
+    ("mutant", "said"),
+    [
+        (AnswersAList, "it answered list for 6 samples; it must be one value a sample, (6,)"),
+        (Detached, "its answer has no gradient: something detaches the student"),
+        (RaisesInItsFile, "it raised KeyError: 'layer3' (test_loss_mutants.py:"),
+        (Waits, "it waits for a number to come back"),
+        (PlainMean, "a tensor that stayed on the CPU meets one on the GPU (aten."),
+    ],
+)
+def test_what_is_said_is_meant_for_people(mutant: type[kdzoo.Loss], said: str) -> None:
+    on_a_gpu = mutant in (Waits, PlainMean)
+    checks = ["device"] if on_a_gpu else ["gradients", "deterministic", "bfloat16"]
+    for result in run_checks(mutant, checks=checks):
+        assert said in result.reason
 
 
 def test_layers_and_adapters_of_other_shapes() -> None:
@@ -590,7 +679,6 @@ def test_a_compiled_step_catches_it(mutant: type[kdzoo.Loss]) -> None:
 ALSO: dict[type[kdzoo.Loss], set[str]] = {
     # No graph can hold these.
     AsksTheTeacher: {"compiled"},
-    Reseeds: {"compiled"},
     Waits: {"compiled"},
     OverwritesWhatItReads: {"two_processes"},  # nobody gathers its bank
     Spare: {"two_processes"},  # DDP waits for the gradient of each parameter
@@ -612,6 +700,19 @@ def test_two_processes_catch_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (result,) = run_checks(WaitsInVain, checks=["two_processes"])
     assert "one waits for what the other never sends" in result.reason
     assert caught(Sound, checks=["two_processes"]) == set()  # a new pair was started
+
+
+def _widen(rank: int) -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+def _width(rank: int) -> torch.dtype:
+    return torch.get_default_dtype()
+
+
+def test_what_one_changes_in_two_processes_is_put_back_for_the_next() -> None:
+    processes.in_two_processes(_widen)
+    assert processes.in_two_processes(_width) == [torch.float32] * 2
 
 
 @pytest.mark.slow

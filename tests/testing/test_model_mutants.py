@@ -12,6 +12,7 @@ from proving import caught, quick
 from torch import Tensor, nn
 
 import kdzoo
+from kdzoo.testing import run_checks
 from kdzoo.testing.models import ModelChecks
 
 QUICK = quick(ModelChecks, but=set())
@@ -232,6 +233,14 @@ class KnowsTwoTypes(Sound):
             return self.head(features + small)
 
 
+class Tunes(Sound):
+    """Lets cuDNN try its algorithms, in everybody's convolutions."""
+
+    def layers(self) -> kdzoo.Layers:
+        torch.backends.cudnn.benchmark = True
+        return super().layers()
+
+
 class OtherWhenCompiled(Sound):
     """Is another network when it is compiled."""
 
@@ -271,6 +280,7 @@ class LearnsAsATeacher(Sound):
 
 EXACTLY: list[tuple[type[kdzoo.ModelSource], str]] = [
     (Undescribed, "contract"),
+    (Tunes, "leaves_torch_alone"),
     (Squeezed, "logits"),
     (LargeOnly, "other_images"),
     (RefusesAsItLikes, "other_images"),
@@ -312,8 +322,8 @@ def test_a_compiled_model_catches_it(mutant: type[kdzoo.ModelSource]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", [mutant for mutant, _ in EXACTLY])
 def test_compiling_catches_no_other(mutant: type[kdzoo.ModelSource]) -> None:
-    # Two of the first have different weights, and no graph asks for the seed, as the second does.
-    also = {"compiled"} if mutant in (DrawsElsewhere, DropsInEvaluation) else set()
+    # No graph asks for the seed, as this one does.
+    also = {"compiled"} if mutant is DropsInEvaluation else set()
     assert caught(mutant, checks=["compiled"], **SMALL) == also
 
 
@@ -323,6 +333,39 @@ def test_a_teacher_that_counts_its_calls_changes_too() -> None:
 
 def test_a_layer_that_does_not_run_cannot_be_read() -> None:
     assert caught(NoSuchStage, **SMALL) == {"declared_layers", "as_student_and_teacher"}
+
+
+class NoSuchLayer(Sound):
+    """Names a layer that is not there."""
+
+    def layers(self) -> kdzoo.Layers:
+        return kdzoo.Layers(stages=("frist", "second"), penultimate="pool", head="head")
+
+
+class AnswersATuple(Sound):
+    """Answers its features, too."""
+
+    class network(Network):  # noqa: N801
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images), images
+
+
+@pytest.mark.parametrize(
+    ("mutant", "said"),
+    [
+        (
+            NoSuchLayer,
+            'no layer "frist", which its model declares as stage 0; did you mean "first"',
+        ),
+        (AnswersATuple, "it answered tuple for"),
+    ],
+)
+def test_what_is_said_is_meant_for_people(mutant: type[kdzoo.ModelSource], said: str) -> None:
+    checks = {NoSuchLayer: ["declared_layers", "as_student_and_teacher"]}.get(
+        mutant, ["logits", "gradients", "images_alone", "evaluation", "state_dict", "bfloat16"]
+    )
+    reasons = [result.reason for result in run_checks(mutant, checks=checks, **SMALL)]
+    assert all(said in reason or "says nothing while" in reason for reason in reasons), reasons
 
 
 def test_every_check_is_proved() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +17,7 @@ from proving import caught, quick
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kdzoo
+from kdzoo.testing import run_checks
 from kdzoo.testing.observers import ObserverChecks
 
 EVERY = quick(ObserverChecks, but=set())
@@ -100,6 +104,88 @@ class NotFlushed(Sound):
         return {"bytes": self.file.tell()}
 
 
+class Appends(Sound):
+    """Writes what a killed run wrote already once more."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.file = open(self.place(run) / "epochs.txt", "ab")  # noqa: SIM115
+        if state is None:
+            self.file.truncate(0)
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.file.flush()
+
+
+class AppendsTheTime(Appends):
+    """The same, and no two runs leave the same file."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.file.write(f"{time.time():.3f} ".encode())
+        super().epoch(run, record)
+
+
+class AppendsToNoRun(Appends):
+    """Goes on in the file of a run that begins anew."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.file = open(self.place(run) / "epochs.txt", "ab")  # noqa: SIM115
+        if state is not None:
+            self.file.truncate(state["bytes"])
+
+
+class ForgetsTheRest(kdzoo.Observer):
+    """Keeps what it writes in a list, and begins with an empty one where a run goes on."""
+
+    name = "forgets-the-rest"
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.rows: list[int] = []
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.rows.append(record.epoch)
+        (run.directory / "epochs.json").write_text(json.dumps(self.rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows)}
+
+
+class ForgetsWhen(ForgetsTheRest):
+    """The same, and no two runs leave the same file."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.rows.append(record.epoch)
+        (run.directory / "epochs.txt").write_text(f"{time.time()}: {self.rows}")
+
+
+class WritesOnlyAtFirst(Sound):
+    """Writes a second file, unless the run goes on; and has nothing on the disk before the end."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.first = state is None
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        if self.first and error is None:
+            (run.directory / "end.bin").write_bytes(b"\xff")
+
+
+class Dated(Sound):
+    """Writes the time into its lines, and into the name of a file that each start has of its own;
+    and an archive that grows otherwise where a run goes on."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        (run.directory / f"{time.time():.2f}.txt").write_text(f"from epoch {run.epoch}")
+        with open(run.directory / "archive.bin", "ab") as archive:
+            archive.write(b"\xff")
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.file.write(f"{time.time():.3f}: ".encode())
+        super().epoch(run, record)
+
+
 class RoundsValues(Sound):
     """Writes into the arrays that it is shown."""
 
@@ -124,7 +210,7 @@ class OneForAll(Sound):
 
     def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
         super().start(run, state)
-        self.seen.clear()
+        self.seen[:] = range(run.epoch)
 
     def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
         super().epoch(run, record)
@@ -146,6 +232,14 @@ class BesideTheRun(Sound):
     def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
         super().end(run, error)
         (run.directory.parent / "last-run.txt").write_text(run.name)
+
+
+class GoesThere(Sound):
+    """Goes into the run directory, and takes everybody along."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        os.chdir(run.directory)
 
 
 class LeavesOpen(Sound):
@@ -189,8 +283,7 @@ class MoreThreads(Sound):
 
     def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
         super().epoch(run, record)
-        if run.name == "told":
-            torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_num_threads(torch.get_num_threads() + 1)
 
 
 EXACTLY: list[tuple[type[kdzoo.Observer], str]] = [
@@ -199,11 +292,17 @@ EXACTLY: list[tuple[type[kdzoo.Observer], str]] = [
     (WantsSuccess, "errors"),
     (CountsCheckpoints, "state_dict"),
     (NotFlushed, "restarts"),
+    (Appends, "restarts"),
+    (AppendsTheTime, "restarts"),
+    (AppendsToNoRun, "restarts"),
+    (ForgetsTheRest, "restarts"),
+    (WritesOnlyAtFirst, "restarts"),
     (RoundsValues, "leaves_what_it_sees_alone"),
     (ClosesGaps, "leaves_what_it_sees_alone"),
     (OneForAll, "two_at_once"),
     (Elsewhere, "writes_in_its_directory"),
     (BesideTheRun, "writes_in_its_directory"),
+    (GoesThere, "writes_in_its_directory"),
     (LeavesOpen, "closes"),
     (LeavesAThread, "closes"),
     (Interferes, "in_a_run"),
@@ -211,8 +310,26 @@ EXACTLY: list[tuple[type[kdzoo.Observer], str]] = [
 ]
 
 
-def test_what_is_sound_passes_every_check() -> None:
-    assert caught(Sound) == set()
+@pytest.mark.parametrize("sound", [Sound, Dated])
+def test_what_is_sound_passes_every_check(sound: type[kdzoo.Observer]) -> None:
+    assert caught(sound) == set()
+
+
+@pytest.mark.parametrize(
+    ("mutant", "said"),
+    [
+        (Appends, "killed before a checkpoint, epochs.txt is not what"),
+        (Appends, "its line 4 is '3 0.1' and not '4 0.1'"),
+        (AppendsTheTime, "it has 5 lines instead of 4"),
+        (ForgetsWhen, "its line 1 is '#: [#, #]' and not '#: [#, #, #, #]' (each number is shown"),
+        (ForgetsTheRest, "ended in an epoch, epochs.json is not"),
+        (ForgetsTheRest, "its line 1 is '[3, 4]' and not '[1, 2, 3, 4]'"),
+        (WritesOnlyAtFirst, "end.bin is not what a run leaves that was never cut off: it is not"),
+    ],
+)
+def test_where_a_run_goes_on_otherwise(mutant: type[kdzoo.Observer], said: str) -> None:
+    (result,) = run_checks(mutant, checks=["restarts"])
+    assert said in result.reason
 
 
 @pytest.mark.parametrize(("mutant", "check"), EXACTLY)
@@ -220,11 +337,9 @@ def test_one_check_alone_catches_it(
     mutant: type[kdzoo.Observer], check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
     try:
         assert caught(mutant) == {check}
     finally:
-        torch.set_num_threads(threads)
         LeavesAThread.stop.set()
 
 

@@ -12,6 +12,7 @@ import torch
 from proving import caught, quick
 
 import kdzoo
+from kdzoo.testing import run_checks
 from kdzoo.testing.policies import PolicyChecks
 
 EVERY = quick(PolicyChecks, but=set())
@@ -45,6 +46,14 @@ class Undescribed(Sound):
 
     class Params(kdzoo.Params):
         margin: float = 0.0
+
+
+class MoreThreads(Sound):
+    """Gives torch another thread where it goes on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        torch.set_num_threads(torch.get_num_threads() + 1)
 
 
 class NanForNan(Sound):
@@ -106,6 +115,50 @@ class CleansUp(Sound):
         np.nan_to_num(curves.student, copy=False)
         curves.student[-1] += 0.001
         return super().update(curves)
+
+
+class FillsGaps(Sound):
+    """Writes into the curves where nothing is known of a class."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        np.nan_to_num(curves.student[-1], copy=False)
+        return super().update(curves)
+
+
+class WantsValidation(Sound):
+    """Reads validation images and does not say so."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        assert curves.validation is not None
+        return super().update(curves.validation)
+
+
+class TakesValidation(Sound):
+    """Reads validation images where there are some, and does not say so."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        return super().update(curves.validation or curves)
+
+
+class TakesSimilarity(Sound):
+    """Reads the similarity of the features where there is one, and does not say so."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        weights = super().update(curves)
+        if curves.similarity is None:
+            return weights
+        return kdzoo.ClassWeights(weights.teacher * (curves.similarity[-1] > 0), weights.label)
+
+
+class SaysWhatItReads(TakesSimilarity):
+    """Reads both, and says so."""
+
+    needs_validation = True
+    needs_similarity = True
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        assert curves.validation is not None
+        return super().update(curves.validation)
 
 
 class AnswersItself(Sound):
@@ -178,6 +231,12 @@ class Columns(Sound):
         return np.where(taught, kdzoo.ClassState.TAUGHT, kdzoo.ClassState.UNTAUGHT)
 
 
+class ColumnsUnsaid(Columns):
+    """Takes columns out, and does not say so."""
+
+    sets_columns = False
+
+
 class MoreThanAll(Columns):
     """More than all is left of the column of a class without samples."""
 
@@ -227,11 +286,18 @@ class ForgetsItsStates(Columns):
 
 EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
     (Undescribed, "contract"),
+    (MoreThreads, "leaves_torch_alone"),
     (NanForNan, "valid_weights"),
     (FailsWithoutLabels, "settings"),
     (OwnLots, "pure"),
+    (Draws, "pure"),
     (OneForAll, "instances"),
     (CleansUp, "leaves_the_curves_alone"),
+    (FillsGaps, "leaves_the_curves_alone"),
+    (WantsValidation, "declared_needs"),
+    (TakesValidation, "declared_needs"),
+    (TakesSimilarity, "declared_needs"),
+    (ColumnsUnsaid, "declared_needs"),
     (AnswersItself, "answers_stay"),
     (ArrayInState, "state_dict"),
     (Forgets, "resume"),
@@ -245,7 +311,7 @@ EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
 ]
 
 
-@pytest.mark.parametrize("sound", [Sound, Columns])
+@pytest.mark.parametrize("sound", [Sound, Columns, SaysWhatItReads])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.ClassPolicy]) -> None:
     assert caught(sound) == set()
 
@@ -255,8 +321,34 @@ def test_one_check_alone_catches_it(mutant: type[kdzoo.ClassPolicy], check: str)
     assert caught(mutant) == {check}
 
 
-def test_what_is_drawn_differs_in_all_comparisons() -> None:
-    assert caught(Draws) == {"pure", "instances", "resume"}
+class AnswersATuple(Sound):
+    """Answers the two vectors as they are."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> Any:
+        weights = super().update(curves)
+        return weights.teacher, weights.label
+
+
+class OneTooFew(Sound):
+    """Forgets the last class."""
+
+    def update(self, curves: kdzoo.TeachingCurves) -> kdzoo.ClassWeights:
+        weights = super().update(curves)
+        return kdzoo.ClassWeights(weights.teacher[:-1], weights.label)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "said"),
+    [
+        (AnswersATuple, "update answered tuple; it must be kdzoo.ClassWeights"),
+        (OneTooFew, "update answered teacher weights of shape (9,); it must be one a class, (10,)"),
+    ],
+)
+def test_what_is_no_answer_is_named_by_every_check(
+    mutant: type[kdzoo.ClassPolicy], said: str
+) -> None:
+    checks = ["valid_weights", "settings", "pure", "state_dict", "copies"]
+    assert [result.reason for result in run_checks(mutant, checks=checks)] == [said] * len(checks)
 
 
 def test_every_check_is_proved() -> None:

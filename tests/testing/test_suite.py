@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from warm import Warm
 
 import kdzoo
@@ -143,15 +144,15 @@ def test_each_check_is_a_test_whatever_its_class_is_called(said: str) -> None:
 
 def test_the_page_shows_what_passes(said: str) -> None:
     assert "PASSED test_shown.py::TestLogitMSE::test_what_only_this_loss_does" in said
-    assert said.count("PASSED test_shown.py::TestLogitMSE::") == 21
+    assert said.count("PASSED test_shown.py::TestLogitMSE::") == 22
     assert "FAILED test_shown.py" not in said
 
 
 def test_how_many_ran_is_counted(said: str) -> None:
     """Also what failed, as expected or not; not what does not apply, or is no check."""
-    assert "\ntest_shown.py::TestLogitMSE: 20 of 27 checks ran\n" in said
+    assert "\ntest_shown.py::TestLogitMSE: 21 of 28 checks ran\n" in said
     for suite in ("Whatever", "TestWeighted", "TestExpected", "TestUnexpected"):
-        assert f"\ntest_mine.py::{suite}: 3 of 27 checks ran\n" in said
+        assert f"\ntest_mine.py::{suite}: 3 of 28 checks ran\n" in said
 
 
 def test_the_page_lists_every_check() -> None:
@@ -233,7 +234,7 @@ def test_a_suite_of_which_nothing_ran_is_not_green(
     done = pytest_in(warm, tmp_path, *chosen)
     assert done.returncode == code, done.stdout
     end = "; a suite of which nothing ran is no evidence, and fails" if code else "\n"
-    assert f"test_skipped.py::TestSkipped: 0 of 27 checks ran{end}" in done.stdout
+    assert f"test_skipped.py::TestSkipped: 0 of 28 checks ran{end}" in done.stdout
 
 
 class Sound(kdzoo.Loss):
@@ -256,6 +257,26 @@ def test_without_pytest() -> None:
     assert (result.status, "does not apply" in result.reason) == ("failed", True)
     (result,) = run_checks(Sound, checks=["gradients"], entry={"temperature": 2})
     assert "entry" in result.reason or "unknown parameter" in result.reason
+
+
+class Widens(Sound):
+    """Computes all in double precision, and everybody else's too."""
+
+    def forward(self, student, teacher, batch):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().forward(student, teacher, batch) + torch.zeros(len(batch.targets))
+
+
+@pytest.mark.parametrize("checks", [["leaves_torch_alone"], ["gradients", "leaves_torch_alone"]])
+def test_what_is_changed_for_everybody_is_named_whatever_ran_before(checks: list[str]) -> None:
+    before = torch.get_num_threads()
+    results = run_checks(Widens, checks=[*checks, "one_value_a_sample"])
+    named = "it changed torch's default dtype, torch's number of threads"
+    said = {result.check: result.reason for result in results if result.status == "failed"}
+    assert said["leaves_torch_alone"].startswith(named)
+    assert f"(meanwhile {named})" in said["one_value_a_sample"]
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == (torch.float32, before)
 
 
 def test_importing_the_kit_needs_no_pytest() -> None:
