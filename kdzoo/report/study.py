@@ -397,6 +397,9 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
             for key, item in value.items():
                 walk(item, f"{path}.{key}" if path else key)
         elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            names = [item.get("id") or item.get("use") for item in value]
+            if all(names):
+                flat[f"{path}.use"] = names
             for number, item in enumerate(value):
                 walk(item, f"{path}.{item.get('id') or item.get('use') or number}")
         else:
@@ -410,8 +413,8 @@ def told_apart(specs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells each spec from the others, as it would be said with ``--set``: of a key, as much
     as tells it from all other keys; of a long list the first few, if that is enough.
 
-    A component's params are compared among the specs that use the component: where another one is
-    used, its name says enough.
+    A component's params are compared among the specs that use the component, and those of a list,
+    the losses say, among the specs with the same list: elsewhere the names say enough.
 
     Args:
         specs: as plain data.
@@ -436,11 +439,12 @@ def _names(flats: Sequence[Mapping[str, Any]], say: Callable[[Any], str]) -> lis
         if key.startswith("teacher.") and not end.startswith("teacher."):
             short[key] = f"teacher.{end}"
     for key in keys:
-        use = _use_above(key, keys)
+        uses = _uses_above(key, keys)
         for flat, word in zip(flats, words, strict=True):
             if key not in flat:
                 continue
-            alike = [other for other in flats if use not in flat or other.get(use) == flat[use]]
+            known = [use for use in uses if use in flat]
+            alike = [f for f in flats if all(f.get(use) == flat[use] for use in known)]
             if any(other.get(key) != flat[key] for other in alike):
                 value = flat[key]
                 said = value if isinstance(value, str) else say(value)
@@ -454,9 +458,8 @@ def _said(value: Any) -> str:
     return json.dumps(value).removesuffix(".0")
 
 
-def _use_above(key: str, keys: Collection[str]) -> str:
-    """The key that names the component which a key belongs to; empty if there is none."""
-    path = key.removesuffix(".use").rpartition(".")[0]
-    while path and f"{path}.use" not in keys:
-        path = path.rpartition(".")[0]
-    return path and f"{path}.use"
+def _uses_above(key: str, keys: Collection[str]) -> list[str]:
+    """The keys that name the components which a key belongs to."""
+    parts = key.removesuffix(".use").split(".")[:-1]
+    above = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return [f"{path}.use" for path in above if f"{path}.use" in keys]

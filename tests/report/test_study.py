@@ -140,6 +140,12 @@ def test_a_name_has_as_much_of_a_key_as_tells_it_from_the_others() -> None:
         "kd.weight=0.9, temperature=2, train.optimizer.lr=0.2, "
         "classes=[a, b, c, d, e, and 3 others]",
     ]
+    # Of another list of losses their names say enough.
+    weights = [{"use": "ce", "weight": 1.0}, {"use": "dkd", "warmup_epochs": 0}]
+    assert told_apart([spec, {**spec, "losses": weights}]) == [
+        "losses=[ce, kd]",
+        "losses=[ce, dkd]",
+    ]
     # A list is not cut where it differs.
     one, other = told_apart([{"classes": many}, {"classes": [*many[:-1], "z"]}])
     assert one == f"classes={json.dumps(many)}"
