@@ -332,7 +332,7 @@ def _check_labels(source: str, classes: Sequence[str], train: Tensor, test: Tens
         except UnicodeEncodeError:  # a file name in another encoding
             _fail(source, f"the class name {name!r} is no Unicode text; rename it")
     if count < 2:
-        _fail(source, f"has {count} classes; at least 2 are needed")
+        _fail(source, f"has {'one class' if count else 'no classes'}; at least 2 are needed")
     if len(set(classes)) < count:
         _fail(source, "two classes have the same name")
     for name, targets in (("train", train), ("test", test)):
@@ -344,10 +344,8 @@ def _check_labels(source: str, classes: Sequence[str], train: Tensor, test: Tens
             _fail(source, f"{name}_targets has a class outside 0 to {count - 1}")
     for label, images_of_class in enumerate(train.bincount(minlength=count).tolist()):
         if images_of_class < 2:
-            _fail(
-                source,
-                f'class "{classes[label]}" has {images_of_class} training images; 2 are needed',
-            )
+            few = "one training image" if images_of_class else "no training images"
+            _fail(source, f'class "{classes[label]}" has {few}; 2 are needed')
 
 
 def _check_statistics(

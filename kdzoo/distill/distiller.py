@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,7 +64,7 @@ class Distiller(nn.Module):
         student: images to logits (B, C).
         terms: the losses; see :func:`kdzoo.terms`.
         example: (B, channels, height, width), a few images to probe the networks with.
-        classes: the C class names.
+        classes: the C class names, each another.
         num_samples: rows of the training set.
         targets: (num_samples,), the class of each of these rows, -1 for those that will not be
             trained on; for losses that look at other samples than the batch's.
@@ -127,6 +128,7 @@ class Distiller(nn.Module):
                 )
         self.classes = tuple(classes)
         self.student = student
+        self._floats = example.is_floating_point()
         if len(example) == 1:  # batch norm cannot be tried in train mode on one image
             example = example.expand(2, *example.shape[1:])
         pairs = [
@@ -289,8 +291,8 @@ class Distiller(nn.Module):
             taught: what :meth:`teach` says about these inputs, where that is known already.
 
         Raises:
-            SpecError: inputs, targets or ``taught`` do not fit together, or a loss needs
-                ``indices``.
+            SpecError: inputs, targets or ``taught`` do not fit together, there are no images, or a
+                loss needs ``indices``.
             PluginError: a loss fails, or does not return one value per sample.
         """
         self._check_batch(inputs, targets)
@@ -455,7 +457,7 @@ class Distiller(nn.Module):
         if term.loss.needs_targets and targets is None:
             raise SpecError(
                 f'loss "{term.id}" looks at other samples than the batch\'s: pass the targets of '
-                "of the training set"
+                "the training set"
             )
         term.loss.targets = None if targets is None else targets.cpu()
         shapes = self._student.shapes
@@ -481,6 +483,13 @@ class Distiller(nn.Module):
             )
 
     def _check_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        if not len(inputs):
+            raise SpecError("the batch has no images; leave it out")
+        if self._floats and not inputs.is_floating_point():
+            raise SpecError(
+                f"images are {inputs.dtype}, and the example is of floats; give images in the same "
+                "units, such as `images / 255`"
+            )
         if targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]:
             raise SpecError(
                 f"targets are {targets.dtype} of shape {tuple(targets.shape)}; they must be int64 "
@@ -511,7 +520,11 @@ class Distiller(nn.Module):
 
     def _check_class_counts(self) -> None:
         if len(self.classes) < 2:
-            raise SpecError(f"there are {len(self.classes)} classes; at least 2 are needed")
+            count = "one name" if self.classes else "no names"
+            raise SpecError(f"`classes` has {count}; at least 2 are needed")
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise SpecError(f'two classes have the same name, "{twice[0]}"; give each its own')
         for tapped in filter(None, (self._teacher, self._student)):
             (answered,) = tapped.shapes.logits
             if answered != len(self.classes):

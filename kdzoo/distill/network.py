@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from kdzoo.errors import SpecError
+
 __all__ = ["Network", "undisturbed"]
 
 
@@ -22,7 +24,8 @@ class Network(nn.Module):
         std: each channel's standard deviation, in units of [0, 1].
 
     Attributes:
-        model: the bare model; published weights have its names.
+        model: the bare model; published weights have its names, and so have the paths of layers
+            (``layer1``, not ``model.layer1``).
         channels_last: whether images enter the model with their channels last in memory.
     """
 
@@ -38,7 +41,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, channels, height, width) in [0, 1] to logits (B, C)."""
+        """Images (B, channels, height, width) in [0, 1] to logits (B, C).
+
+        Raises:
+            SpecError: the images are not of floats.
+        """
+        if not images.is_floating_point():
+            raise SpecError(
+                f"images are {images.dtype}; they must be floats in [0, 1], such as `images / 255`"
+            )
         images = (images - self.mean) / self.std
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         logits: Tensor = self.model(images.contiguous(memory_format=layout))

@@ -103,23 +103,29 @@ class Tapped:
                     f"the {self.role} has no stage {layer}; its model declares {known} "
                     "(a module path works too)"
                 )
-            path = layers.stages[layer]
-            if path not in modules:
-                raise SpecError(
-                    f'the {self.role} has no layer "{path}", which its model declares as stage '
-                    f"{layer}{did_you_mean(path, modules)}"
-                )
-            return path
+            declares = f", which its model declares as stage {layer}"
+            return self._existing(layers.stages[layer], modules, declares)
         declared = {"penultimate": layers.penultimate, "head": layers.head}
-        path = declared.get(layer) or layer
-        if path not in modules and layer in declared:
+        path = declared.get(layer)
+        if path:
+            return self._existing(path, modules, f', which its model declares as "{layer}"')
+        if layer in declared and layer not in modules:
             raise SpecError(
                 f'the {self.role}\'s model declares no "{layer}" layer; name a module path in '
                 "`layers`, or declare it with kdzoo.Layers"
             )
-        if path not in modules:
-            raise SpecError(f'the {self.role} has no layer "{path}"{did_you_mean(path, modules)}')
-        return path
+        return self._existing(layer, modules)
+
+    def _existing(self, path: str, modules: Mapping[str, nn.Module], declared: str = "") -> str:
+        """The path, if there is a module."""
+        if path in modules:
+            return path
+        inside = path.removeprefix("model.")
+        if isinstance(self.network, Network) and inside in modules:
+            near = f'; inside kdzoo.Network it is "{inside}"'
+        else:
+            near = did_you_mean(path, modules)
+        raise SpecError(f'the {self.role} has no layer "{path}"{declared}{near}')
 
     def _check(self, tap: _Tap) -> None:
         if tap.fired == 0:
@@ -139,10 +145,12 @@ class Tapped:
 
     def _probe(self, example: Tensor) -> Shapes:
         """Try the taps in both modes, leaving no trace in the network or in the random state."""
+        floats = example.is_floating_point()
+        kind = "" if floats else f" of {example.dtype} (most models take floats in [0, 1])"
         with undisturbed(self.network, example):
             for training in (True, False):
                 self.network.train(training)
-                with calling(f"the {self.role}, on images {tuple(example.shape)},"):
+                with calling(f"the {self.role}, on images {tuple(example.shape)}{kind},"):
                     self._find_overwritten(example)
             outputs = self(example)
         logits = outputs.logits

@@ -99,6 +99,10 @@ class LayerPair:
 class Layers:
     """The module paths by which a model's layers can be named.
 
+    They are those of the model itself: ``layer1`` also where it is given inside a
+    :class:`Network`, and not ``model.layer1``. Whether a path exists is checked when a loss or a
+    policy reads the layer.
+
     Attributes:
         stages: network stage 0, 1, 2, ...: the module whose output is that stage's feature.
         penultimate: the module whose output enters the classifier.

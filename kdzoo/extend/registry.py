@@ -156,6 +156,8 @@ class Registry:
         if found is not None:
             return found
         near = did_you_mean(name, self._components[kind])
+        if not near.endswith("?"):
+            near += "; one of your own is given with `--plugin FILE`, in Python with kdzoo.register"
         raise SpecError(f'unknown {kind} "{name}"{near}{self._absent(name)}')
 
     def named(self, name: str) -> list[type[Component]]:

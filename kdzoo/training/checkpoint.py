@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import warnings
@@ -20,7 +21,9 @@ from kdzoo.training.directory import RunDirectory
 
 __all__ = ["Best", "Checkpoint", "load_tensors", "not_a_checkpoint", "refuse_more_than_data"]
 
-_REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+)")  # how torch names what it does not read
+# How torch names what it does not read.
+_REFUSED = re.compile(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)")
+_SAVED = (b"PK", b"\x80\x02\x8a\n")  # how what torch.save writes begins, since 1.6 and before
 
 
 @dataclass
@@ -123,14 +126,16 @@ def _tensor(value: Any) -> bool:
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote, as long as it is data: no code in the file is run.
 
-    NumPy's numbers and arrays are data too: published files hold accuracies beside the weights.
+    NumPy's numbers and arrays are data too, and so are parsed options: published files hold
+    accuracies and an ``argparse.Namespace`` beside the weights.
 
     Raises:
         CheckpointError: the file is damaged, or holds more than data.
     """
     try:
         _check_sums(path)
-        with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
+        safe = [*_numpy_numbers(), argparse.Namespace]
+        with torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what cannot be read is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -150,14 +155,19 @@ def load_tensors(path: Path) -> Any:
 
 
 def not_a_checkpoint(path: Path) -> str:
-    """Why a file that could not be read never was one; empty if it may have been."""
+    """Why a file that could not be read never was one by its name; empty if it may have been."""
     try:
         with open(path, "rb") as stream:
-            start = stream.read(512).lstrip()
+            begin = stream.read(512)
     except OSError:
         return ""
+    start = begin.lstrip()
     if not start:
         return "is empty"
+    if path.suffix == ".safetensors" and begin.startswith(_SAVED):
+        return "is what torch.save writes; give it a name that ends in .pth"
+    if path.suffix != ".safetensors" and begin[8:10] == b'{"':  # after eight bytes of length
+        return "is a safetensors file; give it a name that ends in .safetensors"
     if start.startswith(b"\x1f\x8b"):
         return "is packed with gzip; unpack it first"
     if start.startswith(b"<"):

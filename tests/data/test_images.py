@@ -163,12 +163,22 @@ def test_validation_is_stratified_seeded_and_apart() -> None:
     [
         ("label", "train_targets has a class outside 0 to 2"),
         ("dtype", r"train_images is torch.float32 of shape .*; it must be uint8"),
-        ("class", 'class "y" has 0 training images; 2 are needed'),
+        ("class", 'class "y" has no training images; 2 are needed'),
     ],
 )
 def test_wrong_images_are_named(wrong: str, message: str) -> None:
     with pytest.raises(kdzoo.DataError, match=f'data "sample-odd": {message}'):
         images(wrong=wrong)
+
+
+def test_a_single_image_of_a_class_and_a_single_class_are_too_few() -> None:
+    with pytest.raises(kdzoo.DataError, match='class "x" has one training image; 2 are needed'):
+        images(per_class=1)
+    pixels, targets = torch.zeros(4, 1, 5, 5).byte(), torch.zeros(4, dtype=torch.int64)
+    for classes, has in ((("x",), "has one class"), ((), "has no classes")):
+        data = kdzoo.ImageData(pixels, targets, pixels, targets, classes, (0.5,), (0.25,))
+        with pytest.raises(kdzoo.DataError, match=f"{has}; at least 2 are needed"):
+            load_images("few", data, torch.device("cpu"), cache=Path("unused"))
 
 
 def test_digits_are_what_they_are_said_to_be() -> None:

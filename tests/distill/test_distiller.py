@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -213,6 +214,36 @@ def test_layers_by_stage_by_role_and_by_path() -> None:
     assert spy.teacher.features[0].shape == (8, 9, 6, 6)
     with pytest.raises(kdzoo.SpecError, match="no stage 2; its model declares 0 to 1"):
         spying((2, 0), student_layers=layers, teacher_layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("layers", "layer", "message"),
+    [
+        (
+            kdzoo.Layers(stages=("conv", "model.bn")),
+            1,
+            'no layer "model.bn", which its model declares as stage 1; inside kdzoo.Network it is '
+            '"bn"',
+        ),
+        (
+            kdzoo.Layers(stages=("conv", "relo")),
+            1,
+            'no layer "relo", which its model declares as stage 1; did you mean "relu"?',
+        ),
+        (
+            kdzoo.Layers(penultimate="flatt"),
+            "penultimate",
+            'no layer "flatt", which its model declares as "penultimate"; did you mean "flat"?',
+        ),
+        (kdzoo.Layers(), "model.bn", 'no layer "model.bn"; inside kdzoo.Network it is "bn"'),
+    ],
+)
+def test_a_declared_layer_that_is_not_there_is_named_with_the_one_that_is(
+    layers: kdzoo.Layers, layer: Any, message: str
+) -> None:
+    teacher = Network(convnet(9), [0.5], [0.25])
+    with pytest.raises(kdzoo.SpecError, match=re.escape(f'loss "spy": the teacher has {message}')):
+        spying(("conv", layer), teacher=teacher, teacher_layers=layers)
 
 
 def test_probing_leaves_no_trace() -> None:
@@ -645,13 +676,50 @@ def test_targets_that_cannot_be_are_refused(targets: Tensor, message: str, train
         made(batch(2)[0], targets)
 
 
+@pytest.mark.parametrize("show", ["step", "validate"])
+def test_images_that_cannot_be_are_refused(show: str) -> None:
+    made, (inputs, targets, _) = distiller(), batch(2)
+    shown = made if show == "step" else made.validate
+    with pytest.raises(kdzoo.SpecError, match="the batch has no images; leave it out"):
+        shown(inputs[:0], targets[:0])
+    with pytest.raises(
+        kdzoo.SpecError, match=r"images are torch\.uint8, and the example .* / 255`"
+    ):
+        shown(inputs.byte(), targets)
+
+
+def test_a_model_may_take_bytes_and_what_cannot_is_told_of_them() -> None:
+    class FromBytes(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images.float() / 255)
+            return logits
+
+    inputs, targets, _ = batch(4)
+    images = (inputs * 255).byte()
+    made = distiller(
+        student=FromBytes(convnet()), teacher=FromBytes(convnet(9)), example=images[:2]
+    )
+    assert made(images, targets).student.logits.shape == (4, 5)
+    message = r"the student, on images \(2, 1, 6, 6\) of torch\.uint8 \(most models take floats"
+    with pytest.raises(kdzoo.PluginError, match=message):
+        distiller(example=images[:2])
+    with pytest.raises(kdzoo.SpecError, match=r"torch\.uint8; they must be floats in \[0, 1\]"):
+        distiller(student=Network(convnet(), [0.5], [0.25]), example=images[:2])
+
+
 def test_a_layer_that_no_model_declares_and_a_single_class_are_refused() -> None:
     with pytest.raises(
         kdzoo.SpecError, match=r'loss "sample-feature": the student.s model declares'
     ):
         distiller(feature_loss("penultimate", "flat"))
-    with pytest.raises(kdzoo.SpecError, match="there are 1 classes; at least 2 are needed"):
+    with pytest.raises(kdzoo.SpecError, match="`classes` has one name; at least 2 are needed"):
         distiller(classes=["a"], teacher=convnet(9, 1), student=convnet(6, 1))
+    with pytest.raises(kdzoo.SpecError, match='two classes have the same name, "b"; give each its'):
+        distiller(classes=["a", "b", "c", "b", "d"])
     with pytest.raises(
         kdzoo.SpecError, match="losses must be a list of names and mappings, not 'kd'"
     ):

@@ -50,7 +50,8 @@ def test_a_local_file_is_loaded_from_the_command_line_alone(
     (tmp_path / "my_models.py").write_text(MODELS)
     without = kdzoo_command("validate", "tiny.yaml")
     assert without.returncode == 1
-    assert 'unknown model "my-net"' in without.stderr
+    assert 'unknown model "my-net"; known are' in without.stderr
+    assert "one of your own is given with `--plugin FILE`, in Python" in without.stderr
     done = kdzoo_command("run", "tiny.yaml", "--plugin", "my_models.py")
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("runs/tiny-??????????")

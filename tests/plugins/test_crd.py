@@ -385,7 +385,9 @@ def test_it_says_what_it_cannot_do() -> None:
     with pytest.raises(kdzoo.SpecError, match="one pair of layers, not 2"):
         loss.setup(*[kdzoo.Shapes((4,), {"penultimate": (3,)})] * 2, 4, 4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(kdzoo.SpecError, match=r"looks at other samples .* pass the targets"):
+    with pytest.raises(
+        kdzoo.SpecError, match="samples than the batch's: pass the targets of the train"
+    ):
         kdzoo.Distiller(
             copy.deepcopy(model),
             model,
@@ -515,6 +517,38 @@ def test_rows_that_cannot_be_meant_are_refused(
     assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
 
 
-def test_a_temperature_that_single_precision_cannot_take_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the temperature is 0\.005"):
-        ContrastMemory(3, 3, 9, temperature=0.005)
+@pytest.mark.parametrize("temperature", [0.005, float("nan"), float("inf")])
+def test_a_temperature_that_single_precision_cannot_take_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=rf"the temperature is {temperature}; it must be finite"):
+        ContrastMemory(3, 3, 9, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"student": torch.ones(4, 5)}, r"the student's feature is \(4, 5\); it must be \(4, 3\)"),
+        ({"teacher": torch.ones(1, 5)}, r"the teacher's feature is \(1, 5\); it must be \(4, 5\)"),
+        ({"rows": torch.zeros(4, 1, dtype=torch.int64)}, r"rows is \(4, 1\); it must be \(4,\)"),
+        ({"rows": torch.tensor([0, 1, 2, -1])}, "rows has -1 to 2; they must be rows of the memo"),
+        ({"rows": torch.zeros(4)}, "rows is torch.float32; it must be int64"),
+        ({"contrast": torch.arange(4)}, r"contrast is \(4,\); it must be \(B, 1 \+ K\), K 1 at le"),
+        ({"contrast": torch.arange(4)[:, None]}, r"contrast is \(4, 1\); it must be \(B, 1 \+ K"),
+        ({"contrast": torch.ones(1, 3, dtype=torch.int64)}, r"positives is \(1,\); it must be \(4"),
+        ({"contrast": torch.full((4, 3), 9)}, "contrast has 9 to 9; they must be .*, 0 to 8"),
+    ],
+)
+def test_the_memories_refuse_what_does_not_fit_and_stay_as_they_were(
+    changed: dict[str, Tensor], message: str
+) -> None:
+    memory = ContrastMemory(3, 5, 9, dimensions=4)
+    before = copy.deepcopy(memory.state_dict())
+    fitting = {
+        "student": torch.ones(4, 3),
+        "teacher": torch.ones(4, 5),
+        "rows": torch.arange(4),
+        "contrast": torch.arange(12).view(4, 3) % 9,
+    }
+    assert memory.eval()(*fitting.values()).shape == (4,)
+    with pytest.raises(ValueError, match=message):
+        memory.train()(*(fitting | changed).values())
+    assert all(torch.equal(before[name], value) for name, value in memory.state_dict().items())

@@ -385,8 +385,38 @@ def test_the_functions_refuse_what_they_would_stretch() -> None:
     ):
         with pytest.raises(ValueError, match=r"the student's is \(4, 5\) and the teacher's \(1, 5"):
             loss(logits, logits[:1])
-        for temperature in (0.0, -1.0, float("nan")):
-            with pytest.raises(ValueError, match="it must be above 0"):
+        for temperature in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="it must be finite and above 0"):
                 loss(logits, logits, temperature)
+        for other in (logits[0], logits[..., None]):
+            with pytest.raises(ValueError, match=r"the logits are .*; they must be \(B, C\)"):
+                loss(other, other)
     with pytest.raises(ValueError, match="they must have one shape"):
         hint_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"the features are \(3,\); they must be \(B, ...\)"):
+        hint_loss(torch.zeros(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("classes", "targets", "message"),
+    [
+        (5, torch.tensor([0, 1]), r"int64 of shape \(2,\); they must be int64 \(4,\), one class"),
+        (5, torch.zeros(4, 1, dtype=torch.int64), r"int64 of shape \(4, 1\)"),
+        (5, torch.eye(5, dtype=torch.int64)[:4], r"int64 of shape \(4, 5\)"),
+        (5, torch.zeros(4), r"float32 of shape \(4,\); they must be int64"),
+        (1, torch.zeros(4, dtype=torch.int64), r"the logits are \(4, 1\); two classes at least"),
+    ],
+)
+def test_dkd_refuses_targets_that_are_not_one_class_per_sample(
+    classes: int, targets: Tensor, message: str
+) -> None:
+    logits = torch.randn(4, classes)
+    with pytest.raises(ValueError, match=message):
+        dkd_loss(logits, logits, targets, 1.0, 8.0, 4.0)
+
+
+@pytest.mark.parametrize("target", [-1, 5])
+def test_dkd_has_no_value_for_a_class_that_is_not_there(target: int) -> None:
+    logits = torch.randn(1, 5)
+    with pytest.raises(RuntimeError, match=f"index {target} is out of bounds"):
+        dkd_loss(logits, logits, torch.tensor([target]), 1.0, 8.0, 4.0)

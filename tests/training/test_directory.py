@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import gzip
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -81,6 +84,23 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
 
     torch.save({"model": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(kdzoo.CheckpointError, match="something else than tensors"):
+        load_tensors(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_command_in_a_checkpoint_is_named(tmp_path: Path, zipped: bool) -> None:
+    """Torch has words of its own for the modules that it blocks."""
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'owned'}",))
+
+    options = argparse.Namespace(lr=0.05, hook=Evil())
+    torch.save({"opt": options}, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        kdzoo.CheckpointError, match=r"plain data \((posix|nt)\.system\), which could"
+    ):
         load_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
 
@@ -192,9 +212,10 @@ def beside_numbers(state: dict[str, Any]) -> dict[str, Any]:
         lambda s: {"state_dict": s},
         lambda s: {"model": {"state_dict": s}},
         lambda s: {"net": s, "acc": 93.1, "optimizer": {"state": {}, "param_groups": []}},
+        lambda s: {"opt": argparse.Namespace(model="resnet56", lr=0.05, steps=[150]), "model": s},
         beside_numbers,
     ],
-    ids=["alone", "model", "state_dict", "model.state_dict", "net", "beside numbers"],
+    ids=["alone", "model", "state_dict", "model.state_dict", "net", "options", "beside numbers"],
 )
 def test_weights_as_others_save_them(tmp_path: Path, wrap, names) -> None:
     source, target = net(), net()
@@ -302,6 +323,20 @@ def test_a_file_that_never_was_a_checkpoint_is_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(kdzoo.CheckpointError, match=rf"{name}: ({message})"):
         load_weights(net(), tmp_path / name, "the teacher")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_with_the_other_formats_name_are_told_their_own(
+    tmp_path: Path, zipped: bool
+) -> None:
+    state = net().state_dict()
+    file = tmp_path / "w.safetensors"
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(kdzoo.CheckpointError, match=r"is what torch\.save writes; .* \.pth$"):
+        load_weights(net(), file, "the teacher")
+    safetensors.torch.save_file(state, tmp_path / "w.pth")
+    with pytest.raises(kdzoo.CheckpointError, match=r"is a safetensors file; .* \.safetensors$"):
+        load_weights(net(), tmp_path / "w.pth", "the teacher")
 
 
 def test_a_recipe_travels_with_the_weights(tmp_path: Path) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 import kdzoo
 
-__all__ = ["at_least_single", "at_temperature", "refuse_unlike", "with_columns"]
+__all__ = [
+    "at_least_single",
+    "at_temperature",
+    "refuse_other_logits",
+    "refuse_unlike",
+    "with_columns",
+]
 
 _GONE = -1e4  # beside other logits a probability of 0, and finite: there is no NaN in a difference
 
@@ -21,10 +29,10 @@ def at_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Logits (B, C) over T, in single precision at least.
 
     Raises:
-        ValueError: T is not above 0.
+        ValueError: T is not finite and above 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}; it must be above 0")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the temperature is {temperature}; it must be finite and above 0")
     return at_least_single(logits) / temperature
 
 
@@ -46,3 +54,10 @@ def refuse_unlike(student: Tensor, teacher: Tensor) -> None:
             f"the student's is {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; "
             "they must have one shape"
         )
+
+
+def refuse_other_logits(student: Tensor, teacher: Tensor) -> None:
+    """Raise a ValueError where two tensors are not both (B, C)."""
+    refuse_unlike(student, teacher)
+    if student.ndim != 2:
+        raise ValueError(f"the logits are {tuple(student.shape)}; they must be (B, C)")

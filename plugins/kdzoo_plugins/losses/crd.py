@@ -45,7 +45,7 @@ class ContrastMemory(nn.Module):
         teacher_dimensions: the size of the teacher's.
         num_samples: N.
         dimensions: D, the size of the embeddings.
-        temperature: tau; divides the inner products.
+        temperature: tau, finite and 0.02 at least; divides the inner products.
         momentum: how much of a sample's old memory is kept when a new embedding enters.
 
     Attributes:
@@ -55,6 +55,9 @@ class ContrastMemory(nn.Module):
         memory_teacher: (N, D).
         normalizers: (2,), of the student's scores and of the teacher's: the mean of exp(score) in
             the first training step, times N, and constant from then on; 0 before.
+
+    Raises:
+        ValueError: the temperature is out of its range.
     """
 
     memory_student: Tensor
@@ -71,13 +74,14 @@ class ContrastMemory(nn.Module):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
-        if not temperature >= _LEAST_TEMPERATURE:
+        if not _LEAST_TEMPERATURE <= temperature < math.inf:
             raise ValueError(
-                f"the temperature is {temperature}; below {_LEAST_TEMPERATURE} exp(1 / tau) is no "
-                "number in single precision"
+                f"the temperature is {temperature}; it must be finite, and below "
+                f"{_LEAST_TEMPERATURE} exp(1 / tau) is no number in single precision"
             )
         self.embed_student = nn.Linear(student_dimensions, dimensions)
         self.embed_teacher = nn.Linear(teacher_dimensions, dimensions)
+        self._sizes = student_dimensions, teacher_dimensions
         self.temperature = temperature
         self.momentum = momentum
         for name in ("memory_student", "memory_teacher"):
@@ -98,8 +102,17 @@ class ContrastMemory(nn.Module):
             student_feature: (B, S).
             teacher_feature: (B, T).
             rows: (B,), where the memories keep these samples, in [0, N).
-            contrast: (B, 1 + K), the rows that each sample is compared with, the positive first.
+            contrast: (B, 1 + K), the rows that each sample is compared with, the positive first;
+                K is 1 at least.
+
+        Raises:
+            ValueError: the shapes do not fit together; or rows, on the CPU, are not in [0, N).
         """
+        self._check_rows(rows=rows, contrast=contrast)
+        if contrast.ndim != 2 or contrast.shape[1] < 2:
+            raise ValueError(
+                f"contrast is {tuple(contrast.shape)}; it must be (B, 1 + K), K 1 at least"
+            )
         block, place = torch.unique(contrast[:, 1:], return_inverse=True)
         counts = _counted(place, student_feature.new_zeros(len(contrast), len(block)))
         return self.contrasted(
@@ -126,7 +139,20 @@ class ContrastMemory(nn.Module):
             block: (M,), rows.
             counts: (B, M), how often each row of the block is a negative of each sample; K times
                 in all, for every sample.
+
+        Raises:
+            ValueError: the shapes do not fit together.
         """
+        batch = len(rows)
+        for name, tensor, shape in (
+            ("the student's feature", student_feature, (batch, self._sizes[0])),
+            ("the teacher's feature", teacher_feature, (batch, self._sizes[1])),
+            ("rows", rows, (batch,)),
+            ("positives", positives, (batch,)),
+            ("counts", counts, (batch, len(block))),
+        ):
+            if tensor.shape != shape:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}; it must be {shape}")
         # Under autocast the inner products would lose what the small temperature then magnifies.
         with torch.autocast(student_feature.device.type, enabled=False):
             student = _embedded(self.embed_student, student_feature)
@@ -157,6 +183,20 @@ class ContrastMemory(nn.Module):
                 self.normalizers.copy_(normalizers)
         assert isinstance(loss, Tensor)
         return loss
+
+    def _check_rows(self, **rows: Tensor) -> None:
+        """A negative one would be counted from the end without a word. No GPU is waited for."""
+        for name, tensor in rows.items():
+            if tensor.dtype != torch.int64:
+                raise ValueError(f"{name} is {tensor.dtype}; it must be int64")
+            if tensor.device.type != "cpu" or not tensor.numel() or torch.compiler.is_compiling():
+                continue
+            low, high = int(tensor.min()), int(tensor.max())
+            if low < 0 or high >= len(self.memory_student):
+                raise ValueError(
+                    f"{name} has {low} to {high}; they must be rows of the memories, 0 to "
+                    f"{len(self.memory_student) - 1}"
+                )
 
     def _similarities(
         self, embedded: Tensor, memory: Tensor, positives: Tensor, block: Tensor

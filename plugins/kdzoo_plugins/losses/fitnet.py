@@ -17,16 +17,18 @@ def hint_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     elements.
 
     Args:
-        student_feature: (B, ...).
+        student_feature: (B, ...), of two dimensions at least.
         teacher_feature: the same shape.
 
     Returns:
         (B,), one value per sample; their mean is the published loss.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or have one dimension.
     """
     refuse_unlike(student_feature, teacher_feature)
+    if student_feature.ndim < 2:
+        raise ValueError(f"the features are {tuple(student_feature.shape)}; they must be (B, ...)")
     difference = at_least_single(student_feature) - at_least_single(teacher_feature)
     return difference.square().flatten(1).mean(1)
 
