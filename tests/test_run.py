@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,50 @@ def test_a_run_cut_off_after_any_epoch_goes_on_exactly(
         with pytest.raises(Cut):
             kdzoo.run(rich, runs=tmp_path / "cut")
     assert files(kdzoo.run(rich, runs=tmp_path / "cut")) == files(whole)
+
+
+@pytest.mark.slow
+def test_a_lost_metrics_file_costs_no_training(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = {**tiny, "log_every": 2}
+    whole = files(kdzoo.run(spec, runs=tmp_path / "whole"))
+    lines = whole["metrics.jsonl"].splitlines(keepends=True)
+    place = next(n for n, line in enumerate(lines) if json.loads(line).get("epoch") == 2)
+    before, last, after = b"".join(lines[:place]), lines[place], lines[place + 1 :]
+    original = Trainer._keep_epoch
+
+    def cut(self: Trainer, info: kdzoo.RunInfo, *arguments: Any) -> None:
+        original(self, info, *arguments)
+        if info.role == "student" and self.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_keep_epoch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            kdzoo.run(spec, runs=tmp_path / "cut")
+    cases = {
+        "gone": (None, b""),
+        "empty": (b"", b""),
+        "without the epoch": (before, before),
+        "without an end": (before + last[:-1], before),
+        "gone, and cut off again later": (b"".join(after), b""),
+        "the same, with more lines": (9 * b"".join(reversed(after)), b""),
+    }
+    for case, (content, left) in cases.items():
+        shutil.copytree(tmp_path / "cut", tmp_path / case)
+        (metrics,) = (tmp_path / case).glob("tiny-??????????/metrics.jsonl")
+        assert metrics.read_bytes() == before + last
+        metrics.unlink()
+        if content is not None:
+            metrics.write_bytes(content)
+        found = files(kdzoo.run(spec, runs=tmp_path / case))
+        step = json.loads(last)["step"]
+        assert f"{metrics}: lines up to step {step} are missing; the run goes on" in caplog.text
+        assert found == {**whole, "metrics.jsonl": left + b"".join(after)}, case
 
 
 @pytest.mark.slow
@@ -930,12 +975,55 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any
     (run.directory / "report.json").unlink()
     checkpoint = run.directory / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(kdzoo.CheckpointError, match="is damaged"):
+    with pytest.raises(kdzoo.CheckpointError, match=rf"is damaged.*; remove {run.directory} to"):
         kdzoo.run(tiny, runs=tmp_path)
-    assert kdzoo.run(tiny, runs=tmp_path, fresh=True).report == run.report
+    shutil.rmtree(run.directory)
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report
     (run.directory / "report.json").write_text("{")
     with pytest.raises(kdzoo.CheckpointError, match=r"report\.json: is damaged"):
         kdzoo.run(tiny, runs=tmp_path)
+
+
+def test_damaged_weights_of_a_run_are_named_and_written_again(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    another = {**tiny, "policy": "all"}  # has the same teacher
+    teacher = Path(run.report.directories["teacher"]) / "student.safetensors"
+    student = run.directory / "student.safetensors"
+    whole = {file: file.read_bytes() for file in (teacher, student)}
+    for file in whole:
+        file.write_bytes(whole[file][:-4])
+    remedy = "remove it, and `kdzoo run` writes it again out of checkpoint.pt"
+    with pytest.raises(kdzoo.CheckpointError, match=f"{teacher}: cannot be read: .*; {remedy}$"):
+        kdzoo.run(another, runs=tmp_path)
+    caplog.clear()
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report  # which is all that is left of it
+    (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
+    assert said.startswith(f"{student}: cannot be read: ")
+    assert said.endswith(f"; {remedy}")
+    with pytest.raises(kdzoo.CheckpointError, match=f"; {remedy}$"):
+        kdzoo.load_student(run.directory)
+    for file in whole:
+        file.unlink()
+    kdzoo.run(another, runs=tmp_path)
+    kdzoo.run(tiny, runs=tmp_path)
+    assert {file: file.read_bytes() for file in whole} == whole
+    student.write_bytes(b"")
+    (run.directory / "checkpoint.pt").unlink()
+    with pytest.raises(kdzoo.CheckpointError, match=r"is empty; remove it, .* trains it again$"):
+        kdzoo.load_student(run.directory)
+
+
+def test_a_run_whose_checkpoint_is_gone_says_that_it_starts_over(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    assert "is gone" not in caplog.text
+    (run.directory / "report.json").unlink()
+    (run.directory / "checkpoint.pt").unlink()
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+    assert f"student: {run.directory}/checkpoint.pt is gone; it starts over" in caplog.text
 
 
 def test_what_does_not_fit_is_found_before_the_teacher_is_trained(
@@ -973,6 +1061,22 @@ def test_a_changed_environment_is_announced_on_resume(
     kdzoo.run({**tiny, "threads": 2}, runs=tmp_path)
     assert "threads was 1 when this run began and is 2 now" in caplog.text
     assert torch.get_num_threads() == 1
+
+
+def test_a_damaged_environment_is_said_once(
+    tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    environment = run.directory / "environment.json"
+    whole = environment.read_bytes()
+    for damaged in (b"\xdf\xff", whole[:-9], whole.decode().encode("utf-16"), b""):
+        for left in ("report.json", "report.html"):  # not finished, and without a page
+            environment.write_bytes(damaged)
+            (run.directory / left).unlink()
+            caplog.clear()
+            assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+            (said,) = (r.message for r in caplog.records if r.levelno == logging.WARNING)
+            assert said.startswith(f"{environment}: is damaged; ")
 
 
 def test_observers_are_told_everything_in_order(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -1054,17 +1158,10 @@ def test_a_component_that_fails_is_named(
 
 def test_what_was_written_and_is_gone_is_noticed(tmp_path: Path, tiny: dict[str, Any]) -> None:
     run = kdzoo.run(tiny, runs=tmp_path)
-    (run.directory / "report.json").unlink()
-    metrics = run.directory / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:-30])
-    with pytest.raises(kdzoo.RunError, match="lines are missing that were there"):
-        kdzoo.run(tiny, runs=tmp_path)
-    metrics.unlink()
-    again = kdzoo.run(tiny, runs=tmp_path, fresh=True)
-    (again.directory / "student.safetensors").unlink()
+    (run.directory / "student.safetensors").unlink()
     kdzoo.run(tiny, runs=tmp_path)  # finished from its checkpoint
-    assert kdzoo.load_student(again.directory)
-    curves = Path(again.report.directories["baseline"]) / "classes.csv"
+    assert kdzoo.load_student(run.directory)
+    curves = Path(run.report.directories["baseline"]) / "classes.csv"
     curves.write_text("".join(curves.open().readlines()[:-10]))
     with pytest.raises(kdzoo.CheckpointError, match="epochs are missing; remove"):
         kdzoo.run({**tiny, "seed": 0, "policy": "all"}, runs=tmp_path)
@@ -1075,7 +1172,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, tiny: dict[str, 
     wide = kdzoo.run({**tiny, "student": {"use": "mlp", "widths": [9]}}, runs=tmp_path)
     (run.directory / "checkpoint.pt").write_bytes((wide.directory / "checkpoint.pt").read_bytes())
     (run.directory / "report.json").unlink()
-    with pytest.raises(kdzoo.CheckpointError, match="is not of this run; start over with --fresh"):
+    with pytest.raises(
+        kdzoo.CheckpointError, match=f"is not of this run; remove {run.directory} to"
+    ):
         kdzoo.run(tiny, runs=tmp_path)
 
 

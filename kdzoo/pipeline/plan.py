@@ -191,6 +191,8 @@ class Plan:
         start = Checkpoint.load(directory)
         if start is not None:
             log.info("%s: continued after epoch %d of %d", self.role, start.epoch, self.spec.epochs)
+        elif directory.classes.exists():  # it is written after the first checkpoint
+            log.warning("%s: %s is gone; it starts over", self.role, directory.checkpoint)
         keep_environment(directory, self.session.environment(self.spec))
         text = dump_spec(self.spec)
         directory.write(directory.spec, text.encode())

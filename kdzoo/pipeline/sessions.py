@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdzoo.errors import DataError, RunError
+from kdzoo.errors import CheckpointError, DataError, RunError
 from kdzoo.pipeline.plan import Job, Plan, Role, Run
 from kdzoo.pipeline.session import Session
 from kdzoo.report.page import write_run_page
@@ -21,6 +21,7 @@ from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import Ints
 from kdzoo.training.loop import Watch
+from kdzoo.training.weights import read_weights
 
 __all__ = ["Sessions"]
 
@@ -141,6 +142,11 @@ def _train(session: Session, spec: Spec, role: Role, watch: Watch) -> RunDirecto
 def _found(session: Session, directory: RunDirectory, spec: Spec, role: Role) -> Run:
     log.info("%s: finished before, in %s", role, directory.path)
     keep_environment(directory, session.environment(spec))
+    if role != "teacher":  # whose weights are read where it teaches
+        try:
+            read_weights(directory.student)
+        except CheckpointError as error:
+            log.warning("%s", error)
     if not (directory.page.exists() and directory.table.exists()):
         write_run_page(directory)  # the run was killed between its report and its page
     return Run(directory.path, Report.read(directory.report))

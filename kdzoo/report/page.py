@@ -30,6 +30,7 @@ from kdzoo.report.summary import Report, Score, notes
 from kdzoo.spec.document import Document
 from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.environment import read_environment
 
 __all__ = ["as_csv", "render", "write_run_page"]
 
@@ -121,7 +122,7 @@ def write_run_page(directory: RunDirectory) -> Path:
     """
     if not directory.finished:
         raise RunError(f"{directory.path}: {directory.unfinished}")
-    report = Report.read(directory.report)
+    report, environment = Report.read(directory.report), read_environment(directory)
     names, curves = read_curves(directory.classes)
     rows = _class_rows(report, dict(zip(names, _taught(curves), strict=True)))
     content = render(
@@ -135,9 +136,9 @@ def write_run_page(directory: RunDirectory) -> Path:
         classes=rows,
         reach=reach(rows),
         curves=_figures(report, names, curves, [row.class_ for row in rows]),
-        spec=_text(directory.spec),
-        environment=_text(directory.environment),
-        plugins=_plugins(directory.environment),
+        spec=directory.spec.read_text(encoding="utf-8"),
+        environment=json.dumps(environment, indent=2) if environment else "is gone, or damaged",
+        plugins=_plugins(environment.get("versions")),
     )
     directory.write(directory.table, as_csv(ClassRow, rows))
     directory.write(directory.page, content)
@@ -299,16 +300,10 @@ def _about(report: Report, spec: Mapping[str, Any]) -> str:
     )
 
 
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.exists() else "is gone"
-
-
-def _plugins(environment: Path) -> str:
-    try:
-        versions = json.loads(environment.read_bytes())["versions"]
-        return ", ".join(f"{name} {version}" for name, version in versions.items())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+def _plugins(versions: Any) -> str:
+    if not isinstance(versions, dict):
         return ""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 # What the templates use.

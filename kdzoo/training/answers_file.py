@@ -8,21 +8,29 @@ validated with, epoch by epoch: the curves of runs whose baseline it is are comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import safetensors
-from safetensors.numpy import load_file, save
+import safetensors.torch
+import torch
 
 from kdzoo.errors import CheckpointError
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation, Ints
+from kdzoo.training.weights import digest_of
 
 __all__ = ["read_answers", "read_right_rows", "write_answers", "write_right_rows"]
+
+_KEY = "kdzoo"  # of the hash in a file's metadata
 
 
 def write_answers(directory: RunDirectory, evaluation: Evaluation) -> None:
     """Keep ``targets`` and ``answers``, (N,) each, in the order of the data's test set."""
-    content = save(
+    content = _packed(
         {
             "targets": evaluation.targets.astype(np.int32),
             "answers": evaluation.answers.astype(np.int32),
@@ -38,7 +46,7 @@ def read_answers(directory: RunDirectory) -> tuple[Ints, Ints]:
         CheckpointError: the file is damaged.
     """
     try:
-        arrays = load_file(directory.answers)
+        arrays = _unpacked(directory.answers)
         return arrays["targets"].astype(np.int64), arrays["answers"].astype(np.int64)
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
@@ -48,7 +56,7 @@ def read_answers(directory: RunDirectory) -> tuple[Ints, Ints]:
 
 def write_right_rows(directory: RunDirectory, bits: npt.NDArray[np.uint8]) -> None:
     """Keep on which rows of the training set the student was right, (E, rows / 8): a bit a row."""
-    directory.write(directory.right, save({"right": bits}))
+    directory.write(directory.right, _packed({"right": bits}))
 
 
 def read_right_rows(directory: RunDirectory) -> npt.NDArray[np.uint8]:
@@ -58,10 +66,25 @@ def read_right_rows(directory: RunDirectory) -> npt.NDArray[np.uint8]:
         CheckpointError: the file is missing or damaged.
     """
     try:
-        bits: npt.NDArray[np.uint8] = load_file(directory.right)["right"]
+        bits: npt.NDArray[np.uint8] = _unpacked(directory.right)["right"]
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{directory.right}: cannot be read ({error}); remove {directory.path} to train the "
             "baseline again"
         ) from error
     return bits
+
+
+def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """A file with these arrays, and a hash of them: it has no checksums of its own."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return safetensors.torch.save(tensors, {_KEY: digest_of(sorted(tensors.items()))})
+
+
+def _unpacked(file: Path) -> dict[str, npt.NDArray[Any]]:
+    with safetensors.safe_open(file, "pt") as archive:
+        written = (archive.metadata() or {}).get(_KEY)  # not in files of older versions
+    tensors = safetensors.torch.load_file(file)
+    if written not in (None, digest_of(sorted(tensors.items()))):
+        raise ValueError("its numbers are not those that were written")
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -85,14 +85,20 @@ class Checkpoint:
         """
         if not directory.checkpoint.exists():
             return None
-        fields = load_tensors(directory.checkpoint)
+        remedy = f"its epochs are lost; remove {directory.path} to train from the first one again"
+        try:
+            fields = load_tensors(directory.checkpoint)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, OSError):  # the disk's reason, and nothing may be lost
+                raise
+            raise CheckpointError(f"{error}; {remedy}") from error
         try:
             best = fields.pop("best")
             return cls(**fields, best=None if best is None else Best(**best))
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{directory.checkpoint}: is no checkpoint of this version of kdzoo ({error}); "
-                "start over with --fresh"
+                f"{remedy}"
             ) from error
 
 

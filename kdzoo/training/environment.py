@@ -111,6 +111,12 @@ def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
         directory.write(directory.environment, json.dumps(now, indent=2).encode())
         return
     before = read_environment(directory)
+    if not before:
+        log.warning(
+            "%s: is damaged; whether this run began in another environment is not known",
+            directory.environment,
+        )
+        return
     for key, value in _flat(now).items():
         was = _flat(before).get(key)
         if was != value:
@@ -127,7 +133,7 @@ def keep_environment(directory: RunDirectory, now: dict[str, Any]) -> None:
 def read_environment(directory: RunDirectory) -> dict[str, Any]:
     """The environment in which a run began; nothing where the file is damaged or gone."""
     try:
-        kept = json.loads(directory.environment.read_bytes())
+        kept = json.loads(directory.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}

@@ -303,7 +303,8 @@ class Trainer:
             schedule.load_state_dict(start.schedule)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{self.directory.checkpoint}: is not of this run; start over with --fresh: {error}"
+                f"{self.directory.checkpoint}: is not of this run; remove {self.directory.path} to "
+                f"train from the first epoch again: {error}"
             ) from error
 
     def _say_what_changed(self, curves: TeachingCurves) -> None:

@@ -24,7 +24,7 @@ from kdzoo.extend.registry import registry
 from kdzoo.training.checkpoint import load_tensors, not_a_checkpoint
 from kdzoo.training.directory import RunDirectory
 
-__all__ = ["NetworkRecipe", "digest_of", "load_weights"]
+__all__ = ["NetworkRecipe", "digest_of", "load_weights", "read_weights"]
 
 _KEY = "kdzoo"  # of our record in the metadata of a .safetensors file
 
@@ -118,15 +118,7 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
         CheckpointError: the file is damaged or belongs to another architecture or class count.
     """
     own = model.state_dict()
-    if file.suffix == ".safetensors":
-        record = _record(file)
-        with _reading(file):
-            state: dict[str, Tensor] = safetensors.torch.load_file(file)
-            if record is not None and record["weights"] != digest_of(sorted(state.items())):
-                raise ValueError("its weights are not those that were written")
-    else:
-        state = _state_dict_in(load_tensors(file), file)
-    state = _unwrapped(state, own, file)
+    state = _unwrapped(read_weights(file), own, file)
     aliases = set(own) - set(_without_aliases(own))
     problems = [
         *_differences("lacks", sorted(_needed(own) - set(state) - aliases)),
@@ -146,6 +138,22 @@ def load_weights(model: nn.Module, file: Path, what: str) -> None:
             + "; it ".join(problems)
         )
     model.load_state_dict(state, strict=False)  # all but aliases is there: checked above
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file, as :func:`load_weights` takes it; a student's as it was written.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds none.
+    """
+    if file.suffix != ".safetensors":
+        return _state_dict_in(load_tensors(file), file)
+    record = _record(file)
+    with _reading(file):
+        state: dict[str, Tensor] = safetensors.torch.load_file(file)
+        if record is not None and record["weights"] != digest_of(sorted(state.items())):
+            raise ValueError("its weights are not those that were written")
+    return state
 
 
 def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -263,4 +271,13 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
         reason = not_a_checkpoint(file) or f"cannot be read: {error}"
-        raise CheckpointError(f"{file}: {reason}") from error
+        remedy = "" if isinstance(error, OSError) else _remedy(RunDirectory(file.parent), file)
+        raise CheckpointError(f"{file}: {reason}{remedy}") from error
+
+
+def _remedy(run: RunDirectory, file: Path) -> str:
+    """What to do about a damaged file, if it is a run's student."""
+    if file != run.student or not run.spec.exists():
+        return ""
+    way = f"writes it again out of {run.checkpoint.name}"
+    return f"; remove it, and `kdzoo run` {way if run.checkpoint.exists() else 'trains it again'}"

@@ -132,6 +132,17 @@ def test_page_csv_and_json_say_the_same(tmp_path: Path) -> None:
     assert "Label weights other than 1: hen (14.2)." in text
 
 
+@pytest.mark.parametrize("content", [b"\xdf\xff", b'{"versions": {"to', b"", None])
+def test_a_page_needs_no_environment(tmp_path: Path, content: bytes | None) -> None:
+    directory = finished_run(tmp_path / "run")
+    directory.environment.unlink()
+    if content is not None:
+        directory.environment.write_bytes(content)
+    text, _ = page_of(directory)
+    assert 'The environment</summary><pre tabindex="0">is gone, or damaged</pre>' in text
+    assert "with these installed" not in text
+
+
 def test_every_run_has_its_page(
     tmp_path: Path, tiny: dict[str, Any], kdzoo_command: Callable[..., Any]
 ) -> None:

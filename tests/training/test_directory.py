@@ -116,8 +116,14 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     whole = directory.checkpoint.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"garbage" * 99, whole[:-1]):
         directory.checkpoint.write_bytes(damaged)
-        with pytest.raises(kdzoo.CheckpointError, match=r"checkpoint\.pt: is (damaged|empty)"):
+        said = rf"checkpoint\.pt: is (damaged|empty).*; its epochs are lost; remove {tmp_path} to"
+        with pytest.raises(kdzoo.CheckpointError, match=said):
             Checkpoint.load(directory)
+    directory.checkpoint.unlink()
+    directory.checkpoint.mkdir()  # stands in for any reason of the disk
+    with pytest.raises(kdzoo.CheckpointError, match=r"cannot be read: Is a directory$"):
+        Checkpoint.load(directory)
+    directory.checkpoint.rmdir()
     for place in range(0, len(whole), 97):
         directory.checkpoint.write_bytes(flipped(whole, place))
         with contextlib.suppress(kdzoo.CheckpointError):  # names and padding have no checksums
@@ -126,7 +132,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
             assert (loaded.epoch, loaded.step) == (1, 2)
             assert torch.equal(loaded.distiller["a"], torch.zeros(300))
     torch.save({"epoch": 1}, directory.checkpoint)
-    with pytest.raises(kdzoo.CheckpointError, match="is no checkpoint of this version"):
+    with pytest.raises(kdzoo.CheckpointError, match=r"is no checkpoint of this version.*; remove"):
         Checkpoint.load(directory)
 
 

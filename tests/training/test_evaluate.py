@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
@@ -162,3 +163,20 @@ def test_right_rows_are_read_back_or_refused(tmp_path: Path) -> None:
         spoil()
         with pytest.raises(kdzoo.CheckpointError, match="to train the baseline again"):
             read_right_rows(directory)
+
+
+def test_one_bit_that_is_another_is_noticed(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_right_rows(directory, np.full((3, 5), 7, np.uint8))
+    write_answers(directory, measured(drawn(50, 3), 3))
+    for file, read in ((directory.right, read_right_rows), (directory.answers, read_answers)):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(kdzoo.CheckpointError, match="not those that were written"):
+            read(directory)
+
+
+def test_files_from_before_there_was_a_hash_are_read(tmp_path: Path) -> None:
+    directory, bits = RunDirectory(tmp_path), np.full((3, 5), 7, np.uint8)
+    directory.right.write_bytes(safetensors.numpy.save({"right": bits}))
+    assert (read_right_rows(directory) == bits).all()

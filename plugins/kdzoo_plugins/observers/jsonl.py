@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import IO, Any
@@ -13,6 +16,8 @@ import numpy.typing as npt
 import kdzoo
 
 __all__ = ["JsonLines"]
+
+log = logging.getLogger("kdzoo")
 
 
 class JsonLines(kdzoo.Observer):
@@ -27,15 +32,18 @@ class JsonLines(kdzoo.Observer):
 
     def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
         """See :meth:`kdzoo.Observer.start`."""
-        self._file = open(run.directory / "metrics.jsonl", "ab")  # noqa: SIM115
+        self._file = open(run.directory / "metrics.jsonl", "a+b")  # noqa: SIM115
+        self._file.seek(0)
         # Lines after the checkpoint belong to steps that will be done again.
-        size, done = self._file.tell(), state["bytes"] if state else 0
-        if size < done:
-            raise kdzoo.RunError(
-                f"{self._file.name}: lines are missing that were there at the checkpoint; "
-                "start over with --fresh"
+        lines = self._file.read(state["bytes"] if state else 0).splitlines(keepends=True)
+        if state and (not lines or _record(lines[-1]).get("epoch") != run.epoch):
+            log.warning(
+                "%s: lines up to step %d are missing; the run goes on, it needs none of them",
+                self._file.name,
+                run.step,
             )
-        self._file.truncate(done)
+            lines = list(itertools.takewhile(lambda line: _step(line) <= run.step, lines))
+        self._file.truncate(sum(map(len, lines)))
         self._file.seek(0, os.SEEK_END)
 
     def steps(
@@ -68,6 +76,20 @@ class JsonLines(kdzoo.Observer):
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
         self._file.write(json.dumps(record).encode() + b"\n")
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing where it is not whole."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        record = None
+    return record if isinstance(record, dict) else {}
+
+
+def _step(line: bytes) -> float:
+    """The step of a line; infinity where it is not whole."""
+    return float(_record(line).get("step", math.inf))
 
 
 @kdzoo.hookimpl
