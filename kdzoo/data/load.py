@@ -344,8 +344,8 @@ def _check_labels(source: str, classes: Sequence[str], train: Tensor, test: Tens
             _fail(source, f"{name}_targets has a class outside 0 to {count - 1}")
     for label, images_of_class in enumerate(train.bincount(minlength=count).tolist()):
         if images_of_class < 2:
-            few = "one training image" if images_of_class else "no training images"
-            _fail(source, f'class "{classes[label]}" has {few}; 2 are needed')
+            there = "one training image" if images_of_class else "no training images"
+            _fail(source, f'class "{classes[label]}" has {there}; 2 are needed')
 
 
 def _check_statistics(

@@ -23,6 +23,7 @@ from kdzoo.extend.contracts import Layers
 from kdzoo.extend.registry import registry
 from kdzoo.training.checkpoint import load_tensors, not_a_checkpoint
 from kdzoo.training.directory import RunDirectory
+from kdzoo.words import few
 
 __all__ = ["NetworkRecipe", "digest_of", "load_weights", "read_weights"]
 
@@ -173,8 +174,9 @@ def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
                 return _state_dict_in(content[key], file)
         others = [key for key, value in content.items() if not isinstance(value, Tensor)]
         if len(others) < len(content) / 2:  # a state dict but for these
+            said = few([str(key) for key in others])
             raise CheckpointError(
-                f"{file}: is no state dict: beside tensors it has {_few(others)}; remove "
+                f"{file}: is no state dict: beside tensors it has {said}; remove "
                 f"{'it' if len(others) == 1 else 'them'}, and save it again"
             )
         found = {key: value for key, value in content.items() if _is_state_dict(value)}
@@ -256,12 +258,7 @@ def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _differences(what: str, names: list[str]) -> list[str]:
-    return [f"{what} {_few(names)}"] if names else []
-
-
-def _few(names: Sequence[object]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(str, names[:3])) + more
+    return [f"{what} {few(names)}"] if names else []
 
 
 @contextlib.contextmanager

@@ -262,7 +262,10 @@ def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
     [
         (net(5).state_dict(), r"has in another shape 0.weight \(5, 6\) for \(4, 6\)"),
         (net(4, 7).state_dict(), r"has in another shape 2.weight \(7, 4\) for \(3, 4\)"),
-        (nn.Linear(6, 3).state_dict(), "it lacks 0.bias, 0.weight, 1.bias and 5 more"),
+        (
+            nn.Linear(6, 3).state_dict(),
+            r"it lacks 0\.bias, 0\.weight, 1\.bias, .*, and 3 others",
+        ),
         ({**net().state_dict(), "x": torch.zeros(1)}, "has, unknown to the model, x"),
         (
             {n: t for n, t in net().state_dict().items() if n != "2.bias"},
@@ -270,7 +273,7 @@ def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
         ),
         (  # its inner parts end like a wrapped model's names
             {"0.weight": torch.zeros(4, 6), "1.0.weight": torch.zeros(4, 4)},
-            r"it lacks 0\.bias, 1\.bias, 1\.running_mean and 4 more; .*unknown to the model, 1\.0",
+            r"it lacks 0\.bias, 1\.bias, 1\.running_mean, .* and 2 others; .*unknown.*, 1\.0",
         ),
         (
             {f"a.b.{name}": t for name, t in nn.Linear(6, 3).state_dict().items()},
