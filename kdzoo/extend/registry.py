@@ -215,10 +215,12 @@ class Registry:
         return self._owners[component]
 
     def warn_of_broken(self) -> None:
-        """Warn, once, of every plugin that could not be loaded."""
+        """Warn, once, of every plugin that could not be loaded, in a line each."""
         if not self._warned:
             for record in self.broken:
-                log.warning("%s is broken and was left out: %s", record, record.reason)
+                first, _, more = record.reason.partition("\n")
+                said = f"{first} (`kdzoo plugins` says more)" if more else first
+                log.warning("%s is broken and was left out: %s", record, said)
         self._warned = True
 
     def _load(self, entry: metadata.EntryPoint, disabled: set[str]) -> PluginRecord:

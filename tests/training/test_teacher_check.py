@@ -36,7 +36,7 @@ def split(tmp_path: Path) -> Split:
 
 
 def measured(split: Split, logits: list[list[float]]) -> float:
-    return measure_teacher(Answers(logits), split, "test", 2, "the teacher (t.pth)")
+    return measure_teacher(Answers(logits), split, "test", ("a", "b"), "the teacher (t.pth)")
 
 
 def test_one_answer_to_everything_is_chance_however_many_it_is_right_on(split: Split) -> None:
