@@ -87,16 +87,13 @@ def test_a_broken_plugin_is_a_warning_unless_it_is_needed(
     install(tmp_path / "site", HERE / "bad_plugins" / "import_error.py")
     (tmp_path / "site" / "torn-1.0.dist-info").mkdir()  # an interrupted installation
     torn = tmp_path / "site" / "torn-1.0.dist-info" / "entry_points.txt"
-    torn.write_text("[kdzoo]\nfoo = no_such_module\nwordy = wordy\n")
-    (tmp_path / "site" / "wordy.py").write_text("raise ValueError('one\\ntwo of two')")
+    torn.write_text("[kdzoo]\nfoo = no_such_module\n")
     path = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
     kdzoo_command("init", "digits")
     short = ("--set", "train.epochs=1", "--set", "teacher.train.epochs=1")
     done = kdzoo_command("run", "digits.yaml", *short, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is broken and was left out: cannot be imported") == 3
-    assert "ValueError: one (`kdzoo plugins` says more)" in done.stderr
-    assert "two of two" not in done.stderr
+    assert done.stderr.count("is broken and was left out: cannot be imported") == 2
     assert 'plugin "foo" of unknown unknown is broken' in done.stderr
     needed = ("--set", "losses.kd.use=import-error")
     done = kdzoo_command("run", "digits.yaml", *needed, env={"PYTHONPATH": path})

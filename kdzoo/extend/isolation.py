@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import operator
 import os
+import re
 import signal
 import sys
 import threading
@@ -395,10 +396,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
 def _message(error: object) -> str:
     """In one line, and not without end; there are exceptions that cannot be printed."""
     try:
-        text = " ".join(str(error).split())
+        text = " ".join(_PYDANTICS_LINK.sub("", str(error)).split())
     except Exception:
         return "(its message cannot be printed)"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 _LONGEST = 500
+_PYDANTICS_LINK = re.compile(r"For further information visit \S+")

@@ -215,12 +215,10 @@ class Registry:
         return self._owners[component]
 
     def warn_of_broken(self) -> None:
-        """Warn, once, of every plugin that could not be loaded, in a line each."""
+        """Warn, once, of every plugin that could not be loaded."""
         if not self._warned:
             for record in self.broken:
-                first, _, more = record.reason.partition("\n")
-                said = f"{first} (`kdzoo plugins` says more)" if more else first
-                log.warning("%s is broken and was left out: %s", record, said)
+                log.warning("%s is broken and was left out: %s", record, record.reason)
         self._warned = True
 
     def _load(self, entry: metadata.EntryPoint, disabled: set[str]) -> PluginRecord:

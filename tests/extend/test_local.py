@@ -73,6 +73,11 @@ def test_a_local_file_is_loaded_from_the_command_line_alone(
     [
         ("gone.py", None, "cannot be read: No such file"),
         ("broken.py", "import nothing_like_it", "cannot be imported: ModuleNotFoundError"),
+        (
+            "invalid.py",
+            "import kdzoo\n\n\nclass Own(kdzoo.Params):\n    size: int\n\n\nOwn(size='x')",
+            "input_value='x', input_type=str]",
+        ),
         ("exits.py", "raise SystemExit(3)", "cannot be imported: SystemExit"),
         (
             "leaves.py",
@@ -94,6 +99,7 @@ def test_a_file_that_cannot_be_used_is_named(
         Registry.installed().add_file(tmp_path / name)
     assert str(failure.value).startswith(f"{tmp_path / name}: ")
     assert message in str(failure.value)
+    assert "https://" not in str(failure.value)
 
 
 def test_a_crash_says_where_it_was(tmp_path: Path, kdzoo_command: Callable[..., Any]) -> None:
