@@ -239,7 +239,7 @@ def interrupt(tmp_path: Path, worker: Worker, presses: int) -> None:
         time.sleep(0.02)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "kdzoo: interrupted; the same command goes on with the study"
+    assert said.splitlines()[-1] == "kdzoo: interrupted; the same command goes on from here"
     assert "Traceback" not in said
     assert not Path(f"/proc/{helper}").exists()
     states = [trial.state for trial in trials(tmp_path)]
