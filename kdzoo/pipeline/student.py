@@ -27,6 +27,11 @@ _EVALUATED = ("name", "seed", "data", "student", "device")  # the keys that eval
 
 __all__ = ["evaluate_run", "load_student", "tested"]
 
+_INSTALL = (
+    "install the package and the version that it came from, or give your own file with "
+    "`--plugin FILE`, in Python kdzoo.register"
+)
+
 
 def load_student(directory: str | Path) -> Network:
     """The trained student of a run, in eval mode, on the CPU.
@@ -76,12 +81,6 @@ def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_since(run)}") from error
     return network.eval(), recipe
-
-
-_INSTALL = (
-    "install the package and the version that it came from, or give your own file with "
-    "`--plugin FILE`, in Python kdzoo.register"
-)
 
 
 def _since(run: RunDirectory) -> str:

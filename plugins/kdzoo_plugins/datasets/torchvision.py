@@ -276,13 +276,18 @@ def _class(name: str) -> Any:
         for each in datasets.__all__
         if inspect.isclass(found := getattr(datasets, each)) and "root" in _parameters(found)
     }
-    if name in known and known[name].__module__.rpartition(".")[2] in _NO_CLASSES:
-        raise kdzoo.DataError(f"torchvision's {name} is no set of images with a class each")
+    usable = {n: found for n, found in known.items() if _module(found) not in _NO_CLASSES}
+    if name in usable:
+        return usable[name]
     if name in known:
-        return known[name]
-    usable = [n for n, f in known.items() if f.__module__.rpartition(".")[2] not in _NO_CLASSES]
+        raise kdzoo.DataError(f"torchvision's {name} is no set of images with a class each")
     hint = kdzoo.did_you_mean(name, usable)
     raise kdzoo.DataError(f'torchvision has no dataset "{name}"{hint}')
+
+
+def _module(found: Any) -> str:
+    """The last part of the name of the module that a set is from."""
+    return str(found.__module__).rpartition(".")[2]
 
 
 def _parameters(found: Any) -> dict[str, inspect.Parameter]:
