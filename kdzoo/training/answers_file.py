@@ -15,17 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors
-import safetensors.torch
 import torch
 
 from kdzoo.errors import CheckpointError
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation, Ints
-from kdzoo.training.weights import digest_of
+from kdzoo.training.hashed_file import pack, unpack
 
 __all__ = ["read_answers", "read_right_rows", "write_answers", "write_right_rows"]
-
-_KEY = "kdzoo"  # of the hash in a file's metadata
 
 
 def write_answers(directory: RunDirectory, evaluation: Evaluation) -> None:
@@ -76,15 +73,8 @@ def read_right_rows(directory: RunDirectory) -> npt.NDArray[np.uint8]:
 
 
 def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """A file with these arrays, and a hash of them: it has no checksums of its own."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return safetensors.torch.save(tensors, {_KEY: digest_of(sorted(tensors.items()))})
+    return pack({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _unpacked(file: Path) -> dict[str, npt.NDArray[Any]]:
-    with safetensors.safe_open(file, "pt") as archive:
-        written = (archive.metadata() or {}).get(_KEY)  # not in files of older versions
-    tensors = safetensors.torch.load_file(file)
-    if written not in (None, digest_of(sorted(tensors.items()))):
-        raise ValueError("its numbers are not those that were written")
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.numpy() for name, tensor in unpack(file).items()}

@@ -31,7 +31,7 @@ from kdzoo.data.images import Images, View
 from kdzoo.distill.network import Network
 from kdzoo.distill.rows import RowLayout
 from kdzoo.extend.contracts import Layer, Outputs
-from kdzoo.training.weights import digest_of
+from kdzoo.training.hashed_file import digest_of
 
 __all__ = ["Taught", "TeacherStore", "chunk_size", "nothing_known", "store_key"]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +20,10 @@ from kdzoo.extend.contracts import Layers
 from kdzoo.extend.registry import registry
 from kdzoo.training.checkpoint import load_tensors, not_a_checkpoint
 from kdzoo.training.directory import RunDirectory
+from kdzoo.training.hashed_file import pack, read_about, unpack
 from kdzoo.words import few
 
-__all__ = ["NetworkRecipe", "digest_of", "load_weights", "read_weights"]
-
-_KEY = "kdzoo"  # of our record in the metadata of a .safetensors file
+__all__ = ["NetworkRecipe", "load_weights", "read_weights"]
 
 
 class NetworkRecipe:
@@ -87,20 +83,15 @@ class NetworkRecipe:
     def save(self, network: Network, directory: RunDirectory) -> None:
         """Write the weights, with this recipe beside them, as ``student.safetensors``."""
         state = _without_aliases(network.model.state_dict())
-        record = {"recipe": vars(self), "weights": digest_of(sorted(state.items()))}
-        content = safetensors.torch.save(
-            {name: tensor.cpu().clone() for name, tensor in state.items()},
-            {_KEY: json.dumps(record, sort_keys=True)},  # one key: the order of several is random
-        )
-        directory.write(directory.student, content)
+        directory.write(directory.student, pack(state, recipe=vars(self)))
 
     @classmethod
     def of(cls, file: Path) -> NetworkRecipe | None:
         """The recipe beside the weights in a file that :meth:`save` wrote; ``None`` in others."""
         if file.suffix != ".safetensors":
             return None
-        record = _record(file)
         with _reading(file):
+            record = read_about(file)
             return None if record is None else cls(**record["recipe"])
 
 
@@ -149,21 +140,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     if file.suffix != ".safetensors":
         return _state_dict_in(load_tensors(file), file)
-    record = _record(file)
     with _reading(file):
-        state: dict[str, Tensor] = safetensors.torch.load_file(file)
-        if record is not None and record["weights"] != digest_of(sorted(state.items())):
-            raise ValueError("its weights are not those that were written")
-    return state
-
-
-def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of names and values: a file of weights has no checksums of its own."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        return unpack(file)
 
 
 def _state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
@@ -234,14 +212,6 @@ def _needed(own: Mapping[str, Tensor]) -> set[str]:
 def _common_prefix(names: Iterable[str]) -> str:
     common = os.path.commonprefix(list(names))  # noqa: RUF071 of characters, as it is wanted
     return common[: common.rfind(".") + 1]
-
-
-def _record(file: Path) -> dict[str, Any] | None:
-    """What :meth:`NetworkRecipe.save` wrote beside the weights; ``None`` in others' files."""
-    with _reading(file):
-        with safetensors.safe_open(file, "pt") as archive:
-            metadata = archive.metadata() or {}
-        return json.loads(metadata[_KEY]) if _KEY in metadata else None
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
