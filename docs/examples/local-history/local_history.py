@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import kdzoo
-import numpy as np
-import numpy.typing as npt
 
-Steps = Mapping[str, npt.NDArray[np.float32]]
+log = logging.getLogger("kdzoo")
 
 
 class LocalHistory(kdzoo.Observer):
@@ -27,10 +26,11 @@ class LocalHistory(kdzoo.Observer):
         self._summary: dict[str, Any] = dict(state["summary"]) if state else {}
         self._rows.touch()
         if self._rows.stat().st_size < (done := state["bytes"] if state else 0):
-            raise kdzoo.RunError(f"{self._rows}: rows are missing; start over with --fresh")
+            log.warning("%s: rows are missing; it begins anew", self._rows)
+            done = 0
         os.truncate(self._rows, done)  # what lies beyond is told again
 
-    def steps(self, run: kdzoo.RunInfo, first: int, values: Steps) -> None:
+    def steps(self, run: kdzoo.RunInfo, first: int, values: Mapping[str, Any]) -> None:
         """See :meth:`kdzoo.Observer.steps`."""
         means = {name: float(series.mean()) for name, series in values.items()}
         self._log({"_step": first + len(values["loss/total"]) - 1, **means})
