@@ -17,7 +17,7 @@ from kdzoo.distill.folding import fold_batch_norm
 from kdzoo.distill.network import Network
 from kdzoo.distill.rows import in_chunks
 from kdzoo.distill.taps import Tapped
-from kdzoo.distill.terms import Term, set_up_policy
+from kdzoo.distill.terms import Declared, Term, set_up_policy
 from kdzoo.errors import PluginError, SpecError
 from kdzoo.extend.bases import ClassPolicy
 from kdzoo.extend.calling import calling
@@ -135,9 +135,7 @@ class Distiller(nn.Module):
             (pair, f'loss "{term.id}"') for term in reversed(terms) for pair in term.loss.layers
         ]
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
-        if policy is not None:
-            with calling(f'policy "{policy.name}"'):
-                similarity = policy.needs_similarity or similarity
+        similarity = similarity or Declared.by(policy).similarity
         compared: dict[Layer, str] = {"penultimate": "class policy"} if similarity else {}
         self._student = Tapped("student", student, student_layers, compared | readers, example)
         self._teacher: Tapped | None = None
@@ -257,10 +255,8 @@ class Distiller(nn.Module):
         self.policy = policy
         self._compiled = _as_one_graph(self._measure) if compiled else None
         self._first_epoch = len(self.curves.history)
-        compares = on_validation = False
-        if policy is not None:
-            with calling(f'policy "{policy.name}"'):
-                compares, on_validation = policy.needs_similarity, policy.needs_validation
+        self._declared = Declared.by(policy)
+        compares, on_validation = self._declared.similarity, self._declared.validation
         self.curves.compare_features(
             training=compares and not on_validation, validation=compares and on_validation
         )
@@ -327,14 +323,13 @@ class Distiller(nn.Module):
                 teacher if self._teacher else None,
                 validation=False,
             )
-        masks = self.policy is not None and self.policy.sets_columns
         batch = Batch(
             inputs=inputs,
             targets=targets,
             indices=torch.full_like(targets, -1) if indices is None else indices,
             weights=self.teacher_weights[targets],
             progress=progress,
-            columns=self.class_columns if masks else None,
+            columns=self.class_columns if self._declared.columns else None,
         )
         labels = replace(batch, weights=self.label_weights[targets], columns=None)
         batches = {"teacher": batch, "label": labels}
@@ -368,7 +363,7 @@ class Distiller(nn.Module):
         self._check_batch(inputs, targets)
         training = self.training
         self.eval()
-        asked = self.policy is not None and self.policy.needs_validation and self._teacher
+        asked = self._declared.validation and self._teacher is not None
         self.curves.record(
             targets,
             indices,
@@ -396,7 +391,7 @@ class Distiller(nn.Module):
         curves = self.curves.curves()
         if self.policy is not None:
             with calling(f'policy "{self.policy.name}"'):
-                if self.policy.needs_validation and curves.validation is None:
+                if self._declared.validation and curves.validation is None:
                     raise SpecError(
                         "looks at validation images: show them to `validate` before `end_epoch`"
                     )

@@ -15,7 +15,7 @@ from kdzoo.extend.registry import registry
 from kdzoo.spec.models import LossEntry
 from kdzoo.spec.read import read_losses
 
-__all__ = ["Term", "make_loss", "set_up_policy", "terms"]
+__all__ = ["Declared", "Term", "make_loss", "set_up_policy", "terms"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,39 @@ class Term:
         return self.weight * min((int(progress) + 1) / self.warmup_epochs, 1.0)
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a policy says of itself, read where a plugin's own errors are told as such.
+
+    Attributes:
+        validation: whether it needs validation images.
+        similarity: whether it needs similarities of features.
+        columns: whether it sets columns.
+    """
+
+    validation: bool = False
+    similarity: bool = False
+    columns: bool = False
+
+    @classmethod
+    def by(cls, policy: ClassPolicy | None) -> Declared:
+        """Of a policy; ``None`` needs nothing.
+
+        Raises:
+            PluginError: it fails, or answers something else than ``True`` or ``False``.
+        """
+        if policy is None:
+            return cls()
+        answers = []
+        with calling(f'policy "{policy.name}"'):
+            for name in ("needs_validation", "needs_similarity", "sets_columns"):
+                answer = getattr(policy, name)
+                if not isinstance(answer, bool):
+                    raise TypeError(f"{name} is {answer!r}; it must be True or False")
+                answers.append(answer)
+        return cls(*answers)
+
+
 def set_up_policy(
     policy: ClassPolicy,
     terms: Iterable[Term],
@@ -57,20 +90,19 @@ def set_up_policy(
     Raises:
         SpecError: it cannot work there; the message names the policy.
     """
-    with calling(f'policy "{policy.name}"'):
-        sets_columns = policy.sets_columns
+    declared = Declared.by(policy)
     sums = {"teacher": 0.0, "label": 0.0}
     for term in terms:
         sums[term.loss.guidance] += term.weight
         guided = term.loss.guidance == "teacher"
-        if sets_columns and guided and not term.loss.takes_columns:
+        if declared.columns and guided and not term.loss.takes_columns:
             raise SpecError(
                 f'policy "{policy.name}" takes classes out of the soft targets of all samples, and '
                 f'loss "{term.id}" knows nothing of that (takes_columns); use another, or let the '
                 "policy act on the classes' own samples alone"
             )
     with calling(f'policy "{policy.name}"'):
-        if policy.needs_validation and validation is None:
+        if declared.validation and validation is None:
             raise SpecError(
                 "looks at validation images, and there are none; say `validation: 0.1` in data, or "
                 "use the training samples"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
-from kdzoo.distill.terms import Term, set_up_policy
+from kdzoo.distill.terms import Declared, Term, set_up_policy
 from kdzoo.errors import CheckpointError
 from kdzoo.extend.bases import ClassPolicy, Loss, Observer
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
@@ -146,7 +146,7 @@ class Plan:
                 classes=self.images.classes,
                 num_samples=self.images.rows,
                 targets=self.images.row_targets(),
-                similarity=any(stage.policy.needs_similarity for stage in self.stages),
+                similarity=any(Declared.by(stage.policy).similarity for stage in self.stages),
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )

@@ -29,9 +29,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ruamel.yaml import YAML
 
+from kdzoo.distill.terms import Declared
 from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, SpecError
 from kdzoo.extend.bases import ClassPolicy
-from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import RunInfo
 from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
@@ -585,9 +585,8 @@ def _whole(spec: Spec) -> Spec:
     """The spec with all its training images, unless a policy decides by the others."""
     for entry in (stage.policy for stage in spec.stages):
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
-        with calling(f'policy "{policy.name}"'):
-            if policy.needs_validation:
-                return spec
+        if Declared.by(policy).validation:
+            return spec
     return spec.model_copy(update={"data": spec.data.model_copy(update={"validation": 0.0})})
 
 

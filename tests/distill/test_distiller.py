@@ -360,6 +360,17 @@ def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message:
         made.end_epoch()
 
 
+@pytest.mark.parametrize("name", ["needs_validation", "needs_similarity", "sets_columns"])
+def test_a_policy_that_declares_something_else_than_yes_or_no_is_named(name: str) -> None:
+    def forgotten_property(self: kdzoo.ClassPolicy) -> bool:
+        return False
+
+    plain = type(_policy("sample-alternating"))
+    policy = type("Unclear", (plain,), {"name": "unclear", name: forgotten_property})()
+    with pytest.raises(kdzoo.PluginError, match=f'"unclear" .*{name} is .*must be True or False'):
+        distiller(policy=policy)
+
+
 def test_a_policy_that_answers_no_class_weights_is_named() -> None:
     class Pair(kdzoo.ClassPolicy):
         """Answers a pair."""
