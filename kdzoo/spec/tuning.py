@@ -243,12 +243,12 @@ def _chapter(document: Document, problems: list[str]) -> Tune | None:
         return Tune.model_validate_json(json.dumps(data))
     except ValidationError as error:
         found = error.errors()
-        within = {item["loc"][0] for item in found if len(item["loc"]) > 1}
+        within = {item["loc"][:1] for item in found if len(item["loc"]) > 1}
         for item in found:
             path = ("tune", *item["loc"])
-            if item["type"] == "too_short" and item["loc"][0] in within:
+            if item["type"] == "too_short" and item["loc"][:1] in within:
                 continue  # its one item is what is wrong
-            if item["loc"][0] == "space" and len(path) > 2:  # the one for each of its two forms
+            if path[1:2] == ("space",) and len(path) > 2:  # the one for each of its two forms
                 path = path[:2]
                 message = "must be `default`, or a range or {choices: [...]} for each key, not "
                 message += repr(data["space"])

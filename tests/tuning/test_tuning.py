@@ -363,3 +363,11 @@ def test_bad_searches_are_named_before_any_training(
     with pytest.raises(kdzoo.SpecError, match=message):
         kdzoo.tune(tuned, runs=tmp_path)
     assert not list(tmp_path.glob("*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("chapter", [["space"], 3])
+def test_a_chapter_that_has_no_keys_is_named(
+    tmp_path: Path, tuned: dict[str, Any], chapter: Any
+) -> None:
+    with pytest.raises(kdzoo.SpecError, match=r"^spec: tune: must be a mapping of keys, not "):
+        kdzoo.tune({**tuned, "tune": chapter}, runs=tmp_path)
