@@ -333,13 +333,16 @@ class Distiller(nn.Module):
         )
         labels = replace(batch, weights=self.label_weights[targets], columns=None)
         batches = {"teacher": batch, "label": labels}
+        compared = _single(student), _single(teacher) if self._teacher else teacher
         values: dict[str, Tensor] = {}
-        for term in self.terms:
-            if term.loss.needs_indices and indices is None:
-                raise SpecError(f'loss "{term.id}" remembers samples: pass their indices')
-            batch = batches[term.loss.guidance]
-            rows = _checked_rows(term, student, teacher, batch)
-            values[term.id] = (batch.weights * rows).sum() / len(targets)
+        # Autocast is for the networks: it would take a loss's products in half precision.
+        with torch.autocast(inputs.device.type, enabled=False):
+            for term in self.terms:
+                if term.loss.needs_indices and indices is None:
+                    raise SpecError(f'loss "{term.id}" remembers samples: pass their indices')
+                batch = batches[term.loss.guidance]
+                rows = _checked_rows(term, *compared, batch)
+                values[term.id] = (batch.weights * rows).sum() / len(targets)
         if torch.compiler.is_compiling():
             # What no term depends on would get a gradient of zeros, and its weights would decay.
             features = {layer: value.detach() for layer, value in student.features.items()}
@@ -607,9 +610,30 @@ def _same_rows(whole: Outputs, others: Outputs, count: int) -> bool:
     )
 
 
+def _single(outputs: Outputs) -> Outputs:
+    """Outputs in single precision at least; as they are, if they are in that."""
+    tensors = [outputs.logits, *outputs.features.values()]
+    if all(_widened(tensor) is tensor for tensor in tensors):
+        return outputs
+    features = {layer: _widened(tensor) for layer, tensor in outputs.features.items()}
+    return Outputs(_widened(outputs.logits), features)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    given = {} if torch.compiler.is_compiling() else _tensors(student, teacher, batch)
+    before = {name: _version(tensor) for name, tensor in given.items()}
     with calling(f'loss "{term.id}"'):
         rows = term.loss(student, teacher, batch)
+    for name, tensor in given.items():
+        if _version(tensor) != before[name]:
+            raise PluginError(
+                f'loss "{term.id}" changes {name} in place; others are given the same: work on a '
+                "copy"
+            )
     shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
     if shape != tuple(batch.targets.shape):
         raise PluginError(
@@ -619,3 +643,23 @@ def _checked_rows(term: Term, student: Outputs, teacher: Outputs, batch: Batch) 
     if not rows.is_floating_point():
         raise PluginError(f'loss "{term.id}" answered {rows.dtype}; it must be a floating type')
     return rows  # type: ignore[no-any-return]
+
+
+def _tensors(student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+    """All that a loss is given, by the names it has for the loss's author."""
+    found = {
+        f"batch.{name}": tensor
+        for name, tensor in vars(batch).items()
+        if isinstance(tensor, Tensor)
+    }
+    for role, outputs in (("student", student), ("teacher", teacher)):
+        if not isinstance(outputs, _NoTeacher):
+            found[f"{role}.logits"] = outputs.logits
+            for layer, tensor in outputs.features.items():
+                found[f"{role}.features[{layer!r}]"] = tensor
+    return found
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; torch does not count that in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version

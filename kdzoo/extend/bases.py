@@ -159,9 +159,12 @@ class Loss(Component, nn.Module, ABC):
         The teacher's outputs are detached. In a run without a teacher, reading ``teacher`` is an
         error. The engine multiplies row i by ``batch.weights[i]``, sums, and divides by B.
 
-        Outputs may be float16 or bfloat16: compute and return float32 at least. In several
-        processes each has its own part of the batch; a loss that remembers samples gathers them
-        (:func:`kdzoo.gathered`), so that its buffers stay the same everywhere.
+        The engine gives outputs in float32 at least, whatever the networks compute in, and calls
+        losses outside of ``torch.autocast``. Who calls a loss alone may give it float16 or
+        bfloat16: compute and return float32 at least. Nothing that is given may be changed in
+        place: other losses are given the same. In several processes each has its own part of the
+        batch; a loss that remembers samples gathers them (:func:`kdzoo.gathered`), so that its
+        buffers stay the same everywhere.
         """
 
 

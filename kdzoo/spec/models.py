@@ -109,8 +109,8 @@ class Train(_Strict):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="What the networks compute in while they train; weights, losses and evaluation "
-        "stay in single precision. bf16: bfloat16, faster on processors that have it.",
+        description="What the networks compute in while they train; weights, losses, adapters and "
+        "evaluation stay in single precision. bf16: bfloat16, faster on processors that have it.",
     )
     compile: bool = Field(
         False,

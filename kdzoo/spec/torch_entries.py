@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from kdzoo.errors import RunError, SpecError, did_you_mean
+from kdzoo.spec.arguments import expected
 from kdzoo.spec.models import TorchEntry
 
 __all__ = [
@@ -154,23 +155,6 @@ def _arguments(cls: type[Any]) -> set[str]:
     return set(list(inspect.signature(cls).parameters)[1:]) - {"last_epoch", "verbose"}
 
 
-def _refused(value: Any, parameter: inspect.Parameter) -> str:
-    """What an argument must be, where it is not: torch itself takes an epoch that never comes."""
-    annotation = str(parameter.annotation)
-    if "Iterable[int]" in annotation:
-        listed = isinstance(value, list) and all(_is_whole(item) and item > 0 for item in value)
-        return "" if listed else "a list of whole numbers, 1 or more"
-    if annotation in ("int", "<class 'int'>"):
-        return "" if _is_whole(value) else "a whole number"
-    numeric = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "a number" if numeric and not number else ""
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _called(
     kind: str, entry: TorchEntry, cls: type[Any], first: Any, params: dict[str, Any]
 ) -> Any:
@@ -181,7 +165,7 @@ def _called(
             raise ArgumentError(
                 key, f'unknown argument "{key}" of {kind} {entry.use}{did_you_mean(key, known)}'
             )
-        if wanted := _refused(params[key], parameters[key]):
+        if (wanted := expected(params[key], parameters[key])) is not None:
             said = f'argument "{key}" of {kind} {entry.use} must be {wanted}, not {params[key]!r}'
             raise ArgumentError(key, said)
     with _trying(f"{kind} {entry.use} does not take these arguments"):

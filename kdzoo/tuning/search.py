@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from optuna.trial import FrozenTrial
 from kdzoo.errors import RunError, SpecError, did_you_mean
 from kdzoo.extend.ranges import Choices, Range
 from kdzoo.seeds import stream
+from kdzoo.spec.arguments import expected
 from kdzoo.spec.tuning import AGAINST_BASELINE, SearchEntry, Tuning
 from kdzoo.tuning.trials import setting_of
 
@@ -282,11 +282,9 @@ def _made(kind: str, entry: SearchEntry, known: dict[str, type[Any]], extra: dic
             raise SpecError(
                 f'tune.{kind}: unknown argument "{key}" of {entry.use}{did_you_mean(key, taken)}'
             )
-        wanted = str(parameters[key].annotation)
-        if (expected := _unfit(entry.arguments[key], wanted)) is not None:
+        if (wanted := expected(entry.arguments[key], parameters[key])) is not None:
             raise SpecError(
-                f"tune.{kind}: {key} of {entry.use} must be {expected}, "
-                f"not {entry.arguments[key]!r}"
+                f"tune.{kind}: {key} of {entry.use} must be {wanted}, not {entry.arguments[key]!r}"
             )
     arguments = {**{k: v for k, v in extra.items() if k in parameters}, **entry.arguments}
     missing = [
@@ -302,18 +300,3 @@ def _made(kind: str, entry: SearchEntry, known: dict[str, type[Any]], extra: dic
             return cls(**arguments)
     except Exception as error:
         raise SpecError(f"tune.{kind}: {entry.use} does not take these: {error}") from error
-
-
-def _unfit(value: Any, annotation: str) -> str | None:
-    """What an argument must be, where it is another; only what plain annotations say."""
-    fits: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-        "float": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
-        "bool": ("true or false", lambda v: isinstance(v, bool)),
-        "str": ("a word", lambda v: isinstance(v, str)),
-        "None": ("null", lambda v: v is None),
-    }
-    known = [fits.get(part.strip()) for part in annotation.split("|")]
-    if any(each is None or each[1](value) for each in known):
-        return None
-    return " or ".join(each[0] for each in known if each is not None)

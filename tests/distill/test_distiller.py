@@ -755,6 +755,58 @@ def test_a_chunked_teacher_says_the_same_in_any_batch(layout: torch.memory_forma
         assert spy.teacher.features["conv"].stride() == feature.stride()
 
 
+class Products(kdzoo.Loss):
+    """Compares samples with each other, as relational losses do."""
+
+    name = "products"
+
+    def forward(self, student, teacher, batch):
+        x = student.logits.float()
+        self.seen = student.logits.dtype, teacher.logits.dtype, (x @ x.T).dtype
+        return (x @ x.T - teacher.logits @ teacher.logits.T).square().mean(1)
+
+
+def test_losses_compute_in_single_precision_whatever_the_networks_compute_in() -> None:
+    loss = Products()
+    terms = [kdzoo.Term("products", loss)]
+    options = {"example": batch(2)[0], "classes": CLASSES, "num_samples": 100}
+    made = kdzoo.Distiller(convnet(9), convnet(), terms, **options).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = made(*batch())
+    assert step.student.logits.dtype == torch.bfloat16
+    assert loss.seen == (torch.float32,) * 3
+    step.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("batch.weights", lambda s, t, b: b.weights.fill_(7)),
+        ("batch.inputs", lambda s, t, b: b.inputs[0].zero_()),
+        ("batch.targets", lambda s, t, b: b.targets.add_(1)),
+        ("batch.indices", lambda s, t, b: b.indices.zero_()),
+        ("student.logits", lambda s, t, b: s.logits.detach().float().zero_()),
+        (r"teacher.features\['conv'\]", lambda s, t, b: t.features["conv"].relu_()),
+    ],
+)
+def test_a_loss_that_changes_what_others_are_given_is_named(name: str, change: Any) -> None:
+    class Changing(Spy):
+        name = "changing"
+
+        def forward(self, student, teacher, batch):
+            change(student, teacher, batch)
+            return (student.logits - teacher.logits).square().mean(1)
+
+    loss = Changing()
+    loss.layers = (kdzoo.LayerPair("conv", "conv"),)
+    options = {"example": batch(2)[0], "classes": CLASSES, "num_samples": 100}
+    terms = [kdzoo.Term("changing", loss)]
+    made = kdzoo.Distiller(convnet(9), convnet(), terms, **options).train()
+    with pytest.raises(kdzoo.PluginError, match=f'loss "changing" changes {name} in place'):
+        made(*batch())
+
+
 def test_known_outputs_of_the_teacher_are_not_computed_again() -> None:
     made, spy = spying(("conv", "conv"))
     inputs, targets, indices = batch()

@@ -153,7 +153,7 @@ class ContrastMemory(nn.Module):
         ):
             if tensor.shape != shape:
                 raise ValueError(f"{name} is {tuple(tensor.shape)}; it must be {shape}")
-        # Under autocast the inner products would lose what the small temperature then magnifies.
+        # Used alone under autocast, its products would lose what the small temperature magnifies.
         with torch.autocast(student_feature.device.type, enabled=False):
             student = _embedded(self.embed_student, student_feature)
             teacher = _embedded(self.embed_teacher, teacher_feature)
