@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import operator
 import os
+import random
 import re
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
+from pydantic.errors import PydanticSchemaGenerationError
 
 from kdzoo.errors import PluginError
 
@@ -189,6 +191,17 @@ class _ExitsError(BaseException):
     """No Exception, for the same reason."""
 
 
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Python's and NumPy's generators go on as if nothing had been drawn."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 class Isolation:
     """Around one plugin while it is loaded. It is no sandbox: it holds off accidents, not intent.
 
@@ -224,6 +237,7 @@ class Isolation:
             with (
                 changed_settings(TORCH_SETTINGS | _PROCESS_SETTINGS | _imports()) as changed,
                 torch.random.fork_rng(devices=[]),
+                _drawing(),
                 _stdout_to_stderr(),
                 self._warnings(),
                 _signals(interrupts, changed),
@@ -397,6 +411,8 @@ def _message(error: object) -> str:
     """In one line, and not without end; there are exceptions that cannot be printed."""
     try:
         text = " ".join(_PYDANTICS_LINK.sub("", str(error)).split())
+        if isinstance(error, PydanticSchemaGenerationError):  # its advice is for other programs
+            text = f"{text.partition('. ')[0]}; a param is what YAML can hold: numbers, text, lists"
     except Exception:
         return "(its message cannot be printed)"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

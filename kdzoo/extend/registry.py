@@ -158,6 +158,7 @@ class Registry:
         near = did_you_mean(name, self._components[kind])
         if not near.endswith("?"):
             near += "; one of your own is given with `--plugin FILE`, in Python with kdzoo.register"
+        near = "" if self._meant(name) else near
         raise SpecError(f'unknown {kind} "{name}"{near}{self._absent(name)}')
 
     def named(self, name: str) -> list[type[Component]]:
@@ -176,15 +177,22 @@ class Registry:
         near = did_you_mean(short, [c.name for c in everything])
         if others:
             near = f"; there is {' and '.join(others)}"
+        elif self._meant(short):
+            near = ""
         raise SpecError(f'there is no component "{name}"{near}{self._absent(short)}')
+
+    def _not_active(self) -> list[PluginRecord]:
+        return [record for record in self.records if record.status != "active"]
+
+    def _meant(self, name: str) -> list[PluginRecord]:
+        """The plugins that are called so, and are broken or disabled."""
+        return [each for each in self._not_active() if each.name.split(".")[-1] == name]
 
     def _absent(self, name: str) -> str:
         """The end of an error about an unknown name: which plugins might have brought it."""
-        absent = [r for r in self.records if r.status != "active"]
         # A plugin that died before it said what it adds may have been the one that was meant.
-        likely = [r for r in absent if r.name.split(".")[-1] == name] or absent
         message = ""
-        for record in likely:
+        for record in self._meant(name) or self._not_active():
             reason = record.reason or "disabled by KDZOO_DISABLE_PLUGINS"
             message += f"\n    {record} may add it, but is {record.status}: {reason}"
         return message
@@ -461,6 +469,11 @@ def check_component(component: Any, base: type[Component]) -> None:
         params.model_json_schema()
         if not any(info.is_required() for info in params.model_fields.values()):
             params.model_validate_json(params().model_dump_json())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, said = str(first["loc"][0]), first["msg"].replace("Input should", "it should")
+        default = params.model_fields[key].get_default(call_default_factory=True)
+        raise PluginError(f"{where}: Params.{key}: the default is {default!r}; {said}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise PluginError(f"{where}: Params cannot be written in a spec: {reason}") from error
@@ -477,8 +490,11 @@ def _check_attributes(where: str, component: type[Component], base: type[Compone
             try:
                 TypeAdapter(kind, config=_ATTRIBUTES).validate_python(value)
             except ValidationError as error:
-                first = error.errors()[0]["msg"].replace("Input should", "it should")
-                raise PluginError(f"{where}: {name} is {value!r}; {first}") from error
+                first = error.errors()[0]
+                said = first["msg"].replace("Input should", "it should")
+                if name == "default_layers" and len(first["loc"]) < 2:  # no pairs at all
+                    said = "it should be a tuple of pairs: (kdzoo.LayerPair(student, teacher),)"
+                raise PluginError(f"{where}: {name} is {value!r}; {said}") from error
     for name, value in vars(base).items():
         own = inspect.getattr_static(component, name)
         if isinstance(value, property) and inspect.isroutine(own):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import operator
 import os
+import random
 import re
 import signal
 import sys
@@ -26,6 +27,11 @@ from kdzoo.extend.bases import Loss
 from kdzoo.extend.hookspecs import HOOKS
 from kdzoo.extend.registry import Registry
 from kdzoo.spec.models import KINDS
+
+
+class _Outside(kdzoo.Params):
+    a: float = kdzoo.Field(-1.0, gt=0, description="Allowed from 0 on.")
+
 
 BAD = {
     "import-error": "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'",
@@ -56,7 +62,7 @@ BAD = {
     "changes-directory": "changes the working directory for everybody",
     "silences-logs": "changes the level of all logs for everybody",
     "exits-later": "kdzoo_losses() raised SystemExit: no licence",
-    "nan-default": "Params cannot be written in a spec",
+    "nan-default": "Params.tau: the default is nan; it should be a valid number",
     "foreign-params": "Params is not derived from kdzoo.Params",
     "own-init": "__init__ must take params alone",
     "undocumented": "has no docstring",
@@ -152,6 +158,8 @@ def test_what_a_broken_plugin_may_have_added_is_named_with_the_reason(site: Path
     with pytest.raises(kdzoo.SpecError) as caught:
         plugins.find("loss", "import-error")
     assert "may add it, but is broken: cannot be imported" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert "known are" not in str(caught.value)
     assert "zz-good" not in str(caught.value)
     with pytest.raises(kdzoo.SpecError, match=r"is disabled: disabled by KDZOO_DISABLE_PLUGINS"):
         plugins.find("loss", "later")
@@ -332,12 +340,19 @@ def test_the_command_line_lives_with_broken_plugins(
         (kdzoo.Loss, {"kind": "feature"}, "kind is 'feature'"),
         (kdzoo.Loss, {"kind": "adapter"}, "kind is 'adapter'"),
         (kdzoo.Loss, {"guidance": "teachers"}, "guidance is 'teachers'; it should be 'teacher' or"),
-        (kdzoo.Loss, {"default_layers": 3}, "default_layers is 3; it should be a valid tuple"),
-        (kdzoo.Loss, {"default_layers": ((2, 2),)}, "it should be an instance of LayerPair"),
         (kdzoo.Loss, {"default_layers": (kdzoo.LayerPair(1.5, 2),)}, "a valid integer"),
         (kdzoo.Loss, {"default_adapter": Loss}, "it should be a valid string"),
         (kdzoo.Loss, {"default_weight": float("nan")}, "it should be a finite number"),
         (kdzoo.Loss, {"default_weight": -1.0}, "greater than or equal to 0"),
+        *(
+            (kdzoo.Loss, {"default_layers": value}, "it should be a tuple of pairs: (kdzoo.LayerP")
+            for value in (3, kdzoo.LayerPair(2, 2), ((2, 2),))
+        ),
+        (
+            kdzoo.Loss,
+            {"Params": _Outside},
+            "Params.a: the default is -1.0; it should be great",
+        ),
         (kdzoo.Loss, {"default_label_weight": None}, "default_label_weight is None; it should"),
         (kdzoo.Loss, {"default_warmup_epochs": 2.5}, "default_warmup_epochs is 2.5; it should"),
         (kdzoo.Loss, {"needs_indices": "no"}, "needs_indices is 'no'; it should be a valid bool"),
@@ -429,6 +444,31 @@ def test_what_holds_for_everybody_is_put_back(
         Registry([]).add_file(tmp_path / "sets.py")
     assert "for everybody when it is loaded" in str(caught.value)
     assert value() == before
+
+
+def test_a_plugin_that_draws_when_it_is_loaded_changes_nobodys_draws(tmp_path: Path) -> None:
+    (tmp_path / "draws.py").write_text(
+        "import random, numpy, torch\nrandom.seed(2)\nnumpy.random.seed(1)\ntorch.manual_seed(7)\n"
+    )
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    wanted = random.random(), numpy.random.rand(), torch.rand(1).item()
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+    with pytest.raises(kdzoo.PluginError, match="adds nothing"):
+        Registry([]).add_file(tmp_path / "draws.py")
+    assert (random.random(), numpy.random.rand(), torch.rand(1).item()) == wanted
+
+
+def test_a_param_that_no_spec_can_hold_is_told_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "tensor.py").write_text(
+        "import kdzoo, torch\nclass P(kdzoo.Params):\n    a: torch.Tensor\n"
+    )
+    with pytest.raises(kdzoo.PluginError, match=r"torch\.Tensor.*what YAML can hold") as caught:
+        Registry([]).add_file(tmp_path / "tensor.py")
+    assert "arbitrary_types_allowed" not in str(caught.value)
 
 
 def test_what_libraries_do_when_they_are_imported_is_no_harm(tmp_path: Path) -> None:
