@@ -91,7 +91,7 @@ def run(
 ) -> None:
     """Do what a spec says; continue it if it was cut off."""
     import kdzoo
-    from kdzoo.spec.read import read_study
+    from kdzoo.spec.read import read_document, read_study
     from kdzoo.training.distributed import processes
 
     _add(plugin)
@@ -100,6 +100,8 @@ def run(
         logging.getLogger("kdzoo").setLevel(logging.ERROR)
     try:
         specs = read_study(spec, settings or ())
+        if first and "tune" in read_document(spec, settings or ())[0].data:
+            print("`tune` is passed over: `kdzoo tune` searches", file=sys.stderr)
         if len(specs) == 1:
             one = kdzoo.run(specs[0], runs=runs, fresh=fresh)
             show = functools.partial(_show_run, one)
@@ -165,7 +167,9 @@ def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = No
     _add(plugin)
     checked = read_study(spec, settings or ())
     if "tune" in read_document(spec, settings or ())[0].data:
-        read_tuning(spec, settings or ())
+        from kdzoo.tuning.search import check_search
+
+        check_search(read_tuning(spec, settings or ()))
     count = "" if len(checked) == 1 else f"{len(checked)} runs, "
     epochs = sum(run.epochs for run in checked)
     print(f'{spec}: is a valid spec ("{checked[0].name}", {count}{epochs} epochs)')
@@ -414,7 +418,7 @@ def _show_tuned(done: Tuned) -> None:
     else:
         _show_study(done.final)
     print(f"Study:          {done.directory / 'report.html'}")
-    print(f"Best spec:      {done.directory / 'best.yaml'}")
+    print(f"Best trial:     {done.directory / 'best.yaml'} (as it was measured, before that)")
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
     assert again.returncode == 1
     assert "digits.yaml: exists already" in again.stderr
     assert kdzoo_command("validate", "digits.yaml").returncode == 0
+    search = ("--set", "tune={space: default, sampler: tpee}")
+    assert 'did you mean "tpe"' in kdzoo_command("validate", "digits.yaml", *search).stderr
     short = ("--set", "train.epochs=2", "--set", "teacher.train.epochs=2")
     done = kdzoo_command("run", "digits.yaml", *short, env={"COLUMNS": "40"})
     assert done.returncode == 0, done.stderr
@@ -32,9 +34,10 @@ def test_a_newcomers_first_minute(tmp_path: Path, kdzoo_command: Callable[..., A
     for role in ("teacher", "baseline", "student"):
         # Progress, where no bar can be drawn.
         assert re.search(rf"^{role:<8} .*  loader \d+ %$", done.stderr, re.MULTILINE)
-    repeated = kdzoo_command("run", "digits.yaml", *short)
+    repeated = kdzoo_command("run", "digits.yaml", *short, *search)
     assert repeated.stdout == done.stdout
     assert "finished before" in repeated.stderr
+    assert "`tune` is passed over" in repeated.stderr
     said = kdzoo_command("evaluate", f"runs/{directory.name}")
     report = json.loads((directory / "report.json").read_text())
     assert f"{100 * report['student']['accuracy']:.2f} %" in said.stdout

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from fresh import Fresh
+from pictures import spec, write_pictures
+from safetensors.torch import load_file
 from torch import nn
 
 import kdzoo
@@ -101,6 +103,24 @@ def test_the_spec_explained_line_by_line_is_the_starter() -> None:
     assert blocks("index", "yaml") == [
         registry().find(DataSource.kind, "digits").starters["digits"]
     ]
+
+
+def test_a_student_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = kdzoo.run(spec(write_pictures(tmp_path / "pictures")), runs=tmp_path)
+    answers = load_file(run.directory / "answers.safetensors")["answers"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "birds-0123456789").symlink_to(run.directory)
+    with pytest.raises(kdzoo.SpecError, match=r"images are \(3, 12, 12\); they must be \(B, cha"):
+        kdzoo.load_student(run.directory)(torch.rand(3, 12, 12))
+    code = block("index", "load_student")
+    for file, answer in zip(sorted(tmp_path.glob("pictures/test/*/*")), answers, strict=True):
+        (tmp_path / "owl.jpg").unlink(missing_ok=True)
+        (tmp_path / "owl.jpg").symlink_to(file)
+        exec(code, {})
+        assert capsys.readouterr().out == f"{sorted(run.report.images)[answer]}\n"
 
 
 def test_the_message_shown_is_the_message_given(

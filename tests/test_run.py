@@ -971,6 +971,8 @@ def test_unusable_run_directories_are_one_message(
 
 
 def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    from kdzoo.pipeline.student import evaluate_run
+
     run = kdzoo.run(tiny, runs=tmp_path)
     (run.directory / "report.json").unlink()
     checkpoint = run.directory / "checkpoint.pt"
@@ -979,9 +981,18 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, tiny: dict[str, Any
         kdzoo.run(tiny, runs=tmp_path)
     shutil.rmtree(run.directory)
     assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+    curves = (run.directory / "classes.csv").read_bytes()
+    (run.directory / "classes.csv").unlink()
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+    assert (run.directory / "classes.csv").read_bytes() == curves
     (run.directory / "report.json").write_text("{")
-    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json: is damaged"):
+    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json: is damaged; remove it, and"):
         kdzoo.run(tiny, runs=tmp_path)
+    (run.directory / "report.json").unlink()
+    assert kdzoo.run(tiny, runs=tmp_path).report == run.report
+    (run.directory / "spec.yaml").write_text("a: [")
+    with pytest.raises(kdzoo.CheckpointError, match=rf"{run.directory}: the spec that it was run"):
+        evaluate_run(run.directory)
 
 
 def test_damaged_weights_of_a_run_are_named_and_written_again(

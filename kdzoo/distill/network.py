@@ -27,6 +27,8 @@ class Network(nn.Module):
         model: the bare model; published weights have its names, and so have the paths of layers
             (``layer1``, not ``model.layer1``).
         channels_last: whether images enter the model with their channels last in memory.
+        classes: the names of the C classes, in the order of the logits; empty where nobody said.
+        input_shape: (channels, height, width) that it was made for; ``None`` where nobody said.
     """
 
     mean: Tensor
@@ -36,6 +38,8 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.channels_last = False
+        self.classes: tuple[str, ...] = ()
+        self.input_shape: tuple[int, int, int] | None = None
         # Part of the description, not of the learnt state: they stay out of the state dict.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -44,8 +48,12 @@ class Network(nn.Module):
         """Images (B, channels, height, width) in [0, 1] to logits (B, C).
 
         Raises:
-            SpecError: the images are not of floats.
+            SpecError: the images are not of floats, or they are no batch.
         """
+        if images.dim() != 4:
+            raise SpecError(
+                f"images are {tuple(images.shape)}; they must be (B, channels, height, width)"
+            )
         if not images.is_floating_point():
             raise SpecError(
                 f"images are {images.dtype}; they must be floats in [0, 1], such as `images / 255`"

@@ -325,7 +325,7 @@ class ImageList:
     Attributes:
         read: from an image's row to the image, in any mode and size. It is called from several
             threads at once, or from other processes: it must be possible to pickle it. What it
-            raises becomes a :class:`~kdzoo.errors.DataError` that names the image.
+            raises becomes a :class:`~kdzoo.DataError` that names the image.
         name: from an image's row to what a message calls it: its path.
         targets: (N,), int64 in [0, C).
         fingerprint: a hash of what tells these images from others, wherever they lie: of their

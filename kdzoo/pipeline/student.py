@@ -15,7 +15,6 @@ from kdzoo.extend.registry import registry
 from kdzoo.pipeline.parts import refuse_other_classes
 from kdzoo.pipeline.session import Session
 from kdzoo.report.summary import Score
-from kdzoo.spec.document import Document
 from kdzoo.spec.read import read_spec
 from kdzoo.training.correction import fit_correction
 from kdzoo.training.directory import RunDirectory
@@ -97,8 +96,8 @@ def evaluate_run(directory: str | Path) -> Score:
     """
     student, recipe = _trained_student(directory)
     # Of the spec only the data and the student are needed: whatever else it names may be gone.
-    document = Document.read(RunDirectory(Path(directory)).spec)
-    kept = {key: document.data[key] for key in _EVALUATED if key in document.data}
+    whole = RunDirectory(Path(directory)).kept_spec()
+    kept = {key: whole[key] for key in _EVALUATED if key in whole}
     kept["student"] = {k: v for k, v in kept["student"].items() if k != "checkpoint"}
     try:
         registry().find(DataSource.kind, kept["data"]["use"])

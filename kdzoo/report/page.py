@@ -27,7 +27,6 @@ from markupsafe import Markup
 from kdzoo.errors import RunError
 from kdzoo.extend.contracts import Floats, TeachingCurves
 from kdzoo.report.summary import Report, Score, notes
-from kdzoo.spec.document import Document
 from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import read_environment
@@ -130,7 +129,7 @@ def write_run_page(directory: RunDirectory) -> Path:
         kind="run",
         title=report.name,
         sections=_sections(report),
-        about=_about(report, Document.read(directory.spec).data),
+        about=_about(report, directory.kept_spec()),
         report=report,
         notes=notes(report),
         classes=rows,

@@ -26,7 +26,6 @@ from kdzoo.report.evidence import (
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
-from kdzoo.spec.document import Document
 from kdzoo.spec.models import settings_of
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
@@ -242,7 +241,7 @@ class _Result:
     def read(cls, directory: RunDirectory) -> _Result:
         if not directory.finished:
             raise RunError(f"{directory.path}: {directory.unfinished}")
-        spec = Document.read(directory.spec).data
+        spec = directory.kept_spec()
         return cls(directory, spec, Report.read(directory.report))
 
     @property

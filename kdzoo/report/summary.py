@@ -244,7 +244,7 @@ class Report(Record):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise CheckpointError(
-                f"{path}: is damaged; repeat the run with --fresh, or remove its directory"
+                f"{path}: is damaged; remove it, and `kdzoo run` writes it again"
             ) from error
 
     @property

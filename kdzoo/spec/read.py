@@ -485,7 +485,11 @@ def _messages(
                 continue
             yield path, f"unknown {what}{did_you_mean(str(path[-1]), known)}"
         elif item["type"] == "missing":
-            yield path, "is missing"
+            (key, *more) = item["input"] if isinstance(item["input"], dict) else ("", "")
+            shorter = path[-1] == "use" and not more and isinstance(item["input"][key], dict)
+            yield path, f"is missing; write {{use: {key}, ...}}" if shorter else "is missing"
+        elif item["type"] == "string_pattern_mismatch":
+            yield path, f"may have letters, digits, dashes and underscores, not {item['input']!r}"
         elif item["type"] == "value_error":
             yield path, str(item["ctx"]["error"])
         else:

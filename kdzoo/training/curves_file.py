@@ -72,7 +72,8 @@ def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:
         columns = {name: table[:, :, header[2:].index(name)] for name in _HEADER}
     except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise CheckpointError(
-            f"{path}: the curves cannot be read ({error}); remove {path.parent} to train it again"
+            f"{path}: the curves cannot be read ({error}); remove the file, and `kdzoo run` writes "
+            "it again"
         ) from error
     curves = _curves(columns)
     if np.isfinite(columns["validation_samples"]).any():

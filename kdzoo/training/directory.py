@@ -8,10 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdzoo.errors import LockedError, RunError
+from kdzoo.errors import CheckpointError, LockedError, RunError, SpecError
+from kdzoo.spec.document import Document
 
 __all__ = ["RunDirectory"]
 
@@ -58,7 +60,9 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run is through."""
-        return all(file.exists() for file in (self.report, self.answers, self.student))
+        return all(
+            file.exists() for file in (self.report, self.answers, self.classes, self.student)
+        )
 
     @property
     def trained(self) -> bool:
@@ -71,6 +75,20 @@ class RunDirectory:
         if self.report.exists() and not self.checkpoint.exists():
             return "is a report on several runs and no run; name the runs themselves"
         return "holds no finished run; `kdzoo run` finishes one"
+
+    def kept_spec(self) -> dict[str, Any]:
+        """The plain data of the spec as resolved.
+
+        Raises:
+            CheckpointError: the file is damaged, or gone.
+        """
+        try:
+            return Document.read(self.spec).data
+        except SpecError as error:
+            raise CheckpointError(
+                f"{self.path}: the spec that it was run with cannot be read ({error}); the same "
+                "spec with --fresh makes it again, and trains again"
+            ) from error
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:

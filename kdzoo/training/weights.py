@@ -78,7 +78,9 @@ class NetworkRecipe:
                         model.eval()(torch.zeros(2, *self.input_shape))
                     model.train()
                 layers = source.layers()
-        return Network(model, self.mean, self.std), layers
+        network = Network(model, self.mean, self.std)
+        network.classes, network.input_shape = self.classes, self.input_shape
+        return network, layers
 
     def save(self, network: Network, directory: RunDirectory) -> None:
         """Write the weights, with this recipe beside them, as ``student.safetensors``."""

@@ -30,6 +30,7 @@ from kdzoo.tuning.trials import setting_of
 __all__ = [
     "RETRIES",
     "SeededSampler",
+    "check_search",
     "count_trials",
     "make_pruner",
     "open_storage",
@@ -125,6 +126,16 @@ def count_trials(tuning: Tuning) -> int:
     if plain(tuning.tune.sampler.use) != "grid":
         return tuning.tune.trials
     return min(tuning.tune.trials, math.prod(len(points) for points in _grids(tuning).values()))
+
+
+def check_search(tuning: Tuning) -> None:
+    """See that a sampler and a pruner can be made.
+
+    Raises:
+        SpecError: one of them cannot.
+    """
+    SeededSampler(tuning)
+    make_pruner(tuning)
 
 
 def make_pruner(tuning: Tuning) -> BasePruner:

@@ -517,6 +517,13 @@ def test_rows_that_cannot_be_meant_are_refused(
     assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
 
 
+def test_banks_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the momentum is 2\.0; it must be from 0 to 1"):
+        ContrastMemory(3, 3, 9, momentum=2.0)
+    with pytest.raises(ValueError, match="num_samples is 0; it must be 1 or more"):
+        ContrastMemory(3, 3, 0)
+
+
 @pytest.mark.parametrize("temperature", [0.005, float("nan"), float("inf")])
 def test_a_temperature_that_single_precision_cannot_take_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=rf"the temperature is {temperature}; it must be finite"):

@@ -102,9 +102,14 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ("use: tllm", "use: tlm", 'policy: unknown policy "tlm"; did you mean "tllm"?'),
         ("start_epoch: 10", "start_epoch: 10, start_epoch: 6", "stands here for the second time"),
         ("width: 4}", "width: 0}", "student.width: must be greater than or equal to 1"),
-        ("name: digits-tllm", "name: a/b", "name: string should match pattern"),
+        (
+            "name: digits-tllm",
+            "name: a/b",
+            "name: may have letters, digits, dashes and underscores, not 'a/b'",
+        ),
         ("name: digits-tllm", "nam: x", "name: is missing"),
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
+        ("{use: ce, weight: 0.1}", "{ce: {weight: 0.1}}", "use: is missing; write {use: ce, ...}"),
         ("train: {epochs: 20}}", "}", "or trained weights of its library"),
         ("train: {epochs: 20}}", "checkpoint: no.pt}", "no.pt is not there, or is no file"),
         (

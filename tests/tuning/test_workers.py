@@ -183,7 +183,7 @@ def test_two_commands_finish_one_study(
     for process in both:
         said, _ = process.communicate(timeout=280)
         assert process.returncode == 0, said
-        assert "Best spec:" in said
+        assert "Best trial:" in said
     counts_add_up(trials(tmp_path))
     assert len({trial.params["losses.kd.temperature"] for trial in trials(tmp_path)}) == TRIALS
     assert len(list(tmp_path.glob("runs/tiny-*/report.json"))) == 3  # teacher, final run, study

@@ -57,7 +57,7 @@ class ContrastMemory(nn.Module):
             the first training step, times N, and constant from then on; 0 before.
 
     Raises:
-        ValueError: the temperature is out of its range.
+        ValueError: the temperature or the momentum is out of its range, or there are no samples.
     """
 
     memory_student: Tensor
@@ -79,6 +79,10 @@ class ContrastMemory(nn.Module):
                 f"the temperature is {temperature}; it must be finite, and below "
                 f"{_LEAST_TEMPERATURE} exp(1 / tau) is no number in single precision"
             )
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"the momentum is {momentum}; it must be from 0 to 1")
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; it must be 1 or more")
         self.embed_student = nn.Linear(student_dimensions, dimensions)
         self.embed_teacher = nn.Linear(teacher_dimensions, dimensions)
         self._sizes = student_dimensions, teacher_dimensions
