@@ -145,6 +145,8 @@ def test_every_command_and_every_public_name_has_its_entry() -> None:
 @pytest.mark.parametrize(
     ("page", "name", "checks"),
     [
+        ("losses", "FeatureMSE", ["contract", "gradients", "parameters", "class_weights"]),
+        ("losses", "Similarity", ["contract", "gradients", "class_weights", "permutation"]),
         ("adapters", "Channels", ["contract", "the_teachers_shape", "refusals"]),
         ("policies", "BetterTeacher", ["contract", "settings", "state_dict"]),
         ("models", "TwoLayers", ["contract", "declared_layers"]),
