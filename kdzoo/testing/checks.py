@@ -83,8 +83,8 @@ def sometimes(check: _Check) -> _Check:
 
 
 def after(*others: str) -> Callable[[_Check], _Check]:
-    """Mark a check that compares answers: its failure says nothing of its own where one of these
-    others fails, which ask whether equal calls have equal answers at all."""
+    """Mark a check whose failure says nothing of its own where one of these others fails, which ask
+    whether there are answers at all, and whether those of equal calls are equal."""
 
     def mark(check: _Check) -> _Check:
         check.after = others  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ __all__ = ["LossChecks"]
 
 _MAPS: tuple[Shape, Shape] = ((6, 4, 4), (9, 4, 4))
 _VECTORS: tuple[Shape, Shape] = ((6,), (9,))
+
+_WIDE = (torch.float32, torch.float64)
+"""What a loss may answer."""
+
+_PROGRESS = 1.5  # where what rises from 0 is on its way
 
 
 @dataclass(frozen=True)
@@ -125,31 +130,56 @@ class LossChecks(Checks[Loss]):
         for training, count in ((True, ROWS), (False, ROWS), (False, 1)):
             loss = self._loss().train(training)
             rows = self._call(loss, given.rows(torch.arange(count)))
-            require(rows.dtype == torch.float32, f"it answered {rows.dtype} from float32")
+            require(rows.dtype in _WIDE, f"it answered {rows.dtype} from float32")
             require(bool(rows.isfinite().all()), "it answered NaN or infinity for ordinary outputs")
+            alike = count > 1 and bool((rows == rows[0]).all() and rows[0] != 0)
+            require(
+                not alike,
+                "every sample has the same value, and no two are alike; is it averaged over the "
+                "batch? The engine does that, after it has weighted each row",
+            )
 
+    @after("one_value_a_sample")
     def gradients(self) -> None:
-        """A gradient reaches the student, and none is asked of the teacher."""
+        """A gradient reaches each layer of the student that is read, and none is asked of the
+        teacher. It is finite for equal outputs and for features of 0, too."""
         given = self._given()
         teacher = _mapped(given.teacher, Tensor.clone)
-        rows = _rows(self._loss(), _mapped(given.student, _copied), teacher, given.batch)
+        rows = _rows(self._loss(), _mapped(given.student, _copied), teacher, _cloned(given.batch))
         torch.autograd.backward(with_gradient(rows).sum())
-        reached = [leaf.grad for leaf in _leaves(given.student) if leaf.grad is not None]
-        require(
-            any(bool(gradient.abs().sum() > 0) for gradient in reached),
-            "no gradient reaches the student",
-        )
+
+        def reached(leaf: Tensor) -> bool:
+            return leaf.grad is not None and bool(leaf.grad.abs().sum() > 0)
+
+        require(any(map(reached, _leaves(given.student))), "no gradient reaches the student")
+        for layer, feature in given.student.features.items():
+            require(
+                reached(feature),
+                f"no gradient reaches the student's layer {layer!r}, which is one of its layers: "
+                "something detaches it, or nothing reads it",
+            )
         require(
             not any(value.requires_grad for value in _leaves(teacher)),
             "it asks for a gradient of the teacher's outputs; the teacher learns nothing",
         )
+        for loss, special, where in self._where_norms_end():
+            rows = self._call(loss, special)
+            leaves = [leaf for leaf in _leaves(special.student) if leaf.requires_grad]
+            leaves += [parameter for parameter in loss.parameters() if parameter.requires_grad]
+            known = torch.autograd.grad(with_gradient(rows).sum(), leaves, allow_unused=True)
+            require(
+                all(gradient is None or bool(gradient.isfinite().all()) for gradient in known),
+                f"its gradient is not finite {where}: add a small constant below a root or a "
+                "logarithm, and to what is divided by",
+            )
 
+    @after("one_value_a_sample")
     def parameters(self) -> None:
         """All that it learns is registered in ``setup``, and all that is registered is used."""
         loss, given = self._loss(), self._given()
         before = set(dict(loss.named_parameters()))
         teacher = _mapped(given.teacher, Tensor.clone)
-        rows = _rows(loss, _mapped(given.student, _copied), teacher, given.batch)
+        rows = _rows(loss, _mapped(given.student, _copied), teacher, _cloned(given.batch))
         new = set(dict(loss.named_parameters())) - before
         require(
             not new,
@@ -158,6 +188,7 @@ class LossChecks(Checks[Loss]):
         )
         refuse_unregistered(loss, rows.sum(), [*_leaves(given.student), *_leaves(teacher)])
 
+    @after("one_value_a_sample")
     def buffers(self) -> None:
         """The tensors that it keeps are buffers."""
         loss = self._loss()
@@ -165,10 +196,13 @@ class LossChecks(Checks[Loss]):
         refuse_stray_tensors(loss, but=frozenset({"targets"}))
 
     def leaves_its_inputs_alone(self) -> None:
-        """It changes nothing of what it is given."""
-        given = self._given()
+        """It changes nothing of what it is given: outputs, targets, indices, weights, images."""
+        given = self._given().weighted(torch.linspace(0.2, 1.7, ROWS))
+        if self.component.takes_columns:
+            columns = torch.linspace(0, 1, CLASSES)
+            given = replace(given, batch=replace(given.batch, columns=columns))
         student, teacher = _mapped(given.student, _copied), _mapped(given.teacher, Tensor.clone)
-        batch = replace(given.batch, targets=given.batch.targets.clone())
+        batch = _cloned(given.batch)
         self._loss()(student, teacher, batch)
         for one, other, what in (
             (student, given.student, "the student's outputs"),
@@ -176,10 +210,11 @@ class LossChecks(Checks[Loss]):
         ):
             untouched = all(map(torch.equal, _leaves(one), _leaves(other)))
             require(untouched, f"it changed {what} in place: other losses read them too")
-        require(
-            torch.equal(batch.targets, given.batch.targets), "it changed batch.targets in place"
-        )
+        for name, value in _tensors(given.batch).items():
+            untouched = torch.equal(getattr(batch, name), value)
+            require(untouched, f"it changed batch.{name} in place: other losses read it too")
 
+    @after("one_value_a_sample")
     def deterministic(self) -> None:
         """All that it draws comes from torch's global generator, which it never seeds."""
         given = self._given()
@@ -244,7 +279,7 @@ class LossChecks(Checks[Loss]):
             "needs_targets = True",
         )
 
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def state_dict(self) -> None:
         """Its state is plain data, and gives another instance the same answers."""
         trained, given = self._trained(), self._given()
@@ -256,7 +291,7 @@ class LossChecks(Checks[Loss]):
             raise ContractError(f"another instance cannot take its state: {error}") from error
         self._compare(trained, fresh, given, "another instance that has its state")
 
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def copies(self) -> None:
         """A deep copy answers the same, and goes its own way."""
         trained, given = self._trained(), self._given()
@@ -269,7 +304,7 @@ class LossChecks(Checks[Loss]):
         self._call(copied.train(), given)
         require(same(before, trained.state_dict()), "it shares its state with a deep copy")
 
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def resume(self) -> None:
         """Training that was cut off ends as if it had not been, bit for bit."""
         whole = self._distiller()
@@ -286,7 +321,7 @@ class LossChecks(Checks[Loss]):
             "must be in a persistent buffer, or in get_extra_state",
         )
 
-    @after("deterministic", "evaluation")
+    @after("gradients", "deterministic", "evaluation")
     def class_weights(self) -> None:
         """It leaves its own rows' weights to the engine, and weights the partners of a sample."""
         given, loss = self._precisely()
@@ -349,13 +384,12 @@ class LossChecks(Checks[Loss]):
         )
 
     @sometimes
+    @after("one_value_a_sample")
     def identity(self) -> None:
         """As declared: 0 where the student's outputs are the teacher's."""
         self._declared("identity")
         given, loss = self._precisely(alike=True)
-        features = {p.student: given.teacher.features[p.teacher] for p in loss.layers}
-        equal = replace(given, student=Outputs(given.teacher.logits, features))
-        rows = self._quietly(loss, equal)
+        rows = self._quietly(loss, _equal(given, loss))
         nothing = _tolerance(rows)
         require(bool(rows.abs().max() < nothing), f"it is {rows.tolist()} for equal outputs, not 0")
         other = self._quietly(loss, given)
@@ -417,18 +451,22 @@ class LossChecks(Checks[Loss]):
             ) from error
         require(close(rows, plain), "its rows change when maps have their channels last in memory")
 
+    @after("one_value_a_sample")
     def single_precision(self) -> None:
         """Finite, with a finite gradient, for very large outputs."""
         self._at_extremes(torch.float32)
 
+    @after("one_value_a_sample")
     def half_precision(self) -> None:
-        """The same for float16 under autocast; what it answers is float32."""
+        """The same for float16 under autocast; what it answers is float32 at least."""
         self._at_extremes(torch.float16)
 
+    @after("one_value_a_sample")
     def bfloat16(self) -> None:
-        """The same for bfloat16 under autocast; what it answers is float32."""
+        """The same for bfloat16 under autocast; what it answers is float32 at least."""
         self._at_extremes(torch.bfloat16)
 
+    @after("one_value_a_sample")
     def device(self) -> None:
         """It runs on a GPU without waiting for it; the GPU is a simulated one."""
         given, loss = self._given(), self._loss()
@@ -443,13 +481,14 @@ class LossChecks(Checks[Loss]):
                 targets=there(given.batch.targets),
                 indices=there(given.batch.indices),
                 weights=there(given.batch.weights),
-                progress=0.0,
+                progress=_PROGRESS,
                 columns=there(torch.ones(CLASSES)) if self.component.takes_columns else None,
             )
             return moved.student, moved.teacher, batch
 
         on_a_gpu(loss, arguments, "it does not run")
 
+    @after("one_value_a_sample", "leaves_its_inputs_alone")
     def alone(self) -> None:
         """It trains a student as the only term of a Distiller; a label loss without a teacher."""
         distiller = self._distiller()
@@ -463,7 +502,7 @@ class LossChecks(Checks[Loss]):
             not same(before, distiller.student.state_dict()), "the student learns nothing from it"
         )
 
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def compiled(self) -> None:
         """A step with it is compiled as one graph, with the same gradients (``aot_eager``)."""
         self._compiled("aot_eager", masked=False)
@@ -472,14 +511,14 @@ class LossChecks(Checks[Loss]):
 
     @slow
     @sometimes
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def compiled_for_real(self) -> None:
         """The same with torch's own compiler."""
         need_compiler()
         self._compiled("inductor", masked=self.component.takes_columns)
 
     @sometimes
-    @after("deterministic")
+    @after("leaves_its_inputs_alone", "deterministic")
     def two_processes(self) -> None:
         """Two processes that share the batches end with the same parameters and buffers."""
         first, second = in_two_processes(
@@ -554,14 +593,14 @@ class LossChecks(Checks[Loss]):
         indices = torch.tensor([23, 4, 17, 6, 11, 28])
         inputs, targets = images(indices)
         ones = torch.ones(ROWS)
-        batch = Batch(inputs, targets, indices, ones, progress=0.0)
+        batch = Batch(inputs, targets, indices, ones, progress=_PROGRESS)
         asked = _mapped(outputs(student, 1), lambda value: value.requires_grad_())
         return _Given(asked, outputs(teacher, 2), batch)
 
     def _call(self, loss: Loss, given: _Given) -> Tensor:
         """The loss of copies: what is changed in place is nobody else's."""
         student, teacher = _mapped(given.student, _copied), _mapped(given.teacher, Tensor.clone)
-        return _rows(loss, student, teacher, given.batch)
+        return _rows(loss, student, teacher, _cloned(given.batch))
 
     def _quietly(self, loss: Loss, given: _Given) -> Tensor:
         """What it answers under the same draws each time, without a gradient."""
@@ -620,6 +659,30 @@ class LossChecks(Checks[Loss]):
             pass
         return given.change(Tensor.detach), loss
 
+    def _where_norms_end(self) -> Iterator[tuple[Loss, _Given, str]]:
+        """Losses, and ordinary situations in which a root or a quotient may have no gradient."""
+        loss = self._make()
+        student, teacher = self._shapes(loss)
+        pairs = [(student[pair.student], teacher[pair.teacher]) for pair in loss.layers]
+        # Else no student can be shaped as the teacher is, and the logits alone are equal.
+        alike = len({pair.student for pair in loss.layers}) == len(pairs) and all(
+            len(one) == len(other) for one, other in pairs
+        )
+        given, loss = self._given(alike=alike), self._loss(alike=alike)
+        equal = _equal(given, loss) if alike else given
+        logits = given.teacher.logits
+        equal = replace(given, student=replace(equal.student, logits=logits))
+        asked = replace(equal, student=_mapped(equal.student, _asked))
+        yield loss, asked, "where the student's outputs are the teacher's"
+        if loss.layers:
+            loss, given = self._loss(), self._given()
+            features = {
+                layer: value if layer == "head" else torch.zeros_like(value)
+                for layer, value in given.student.features.items()
+            }
+            student_ = _mapped(Outputs(given.student.logits, features), _asked)
+            yield loss, replace(given, student=student_), "where the student's features are all 0"
+
     def _same_rows(
         self, loss: Loss, given: _Given, changed: _Given, order: Tensor, change: str
     ) -> None:
@@ -653,7 +716,7 @@ class LossChecks(Checks[Loss]):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             rows = self._call(loss, replace(given, student=student, teacher=teacher))
         require(
-            rows.dtype == torch.float32,
+            rows.dtype in _WIDE,
             f"it answers {rows.dtype} for outputs in {dtype}: compute it in single precision, "
             "logits.float() and feature.float() first",
         )
@@ -691,7 +754,7 @@ def _two_steps(module: Callable[..., Any], distiller: Distiller) -> dict[str, Te
     found = {}
     for number in (1, 2):
         optimizer.zero_grad()
-        answer = seeded(number, lambda: module(inputs, targets, indices, 0.0))
+        answer = seeded(number, lambda: module(inputs, targets, indices, _PROGRESS))
         torch.autograd.backward(with_gradient(answer.total))
         found[f"the total of step {number}"] = answer.total.detach()[None]
         for whose, part in (("the student's", distiller.student), ("its own", distiller.losses)):
@@ -721,7 +784,7 @@ def _train_in_two(
         own = indices[:4] if rank == 0 else indices[4:]
         inputs, targets = images(own)
         optimizer.zero_grad()
-        shared(inputs, targets, own, 0.0).total.backward()
+        shared(inputs, targets, own, _PROGRESS).total.backward()
         optimizer.step()
     return {name: _hash(value) for name, value in _lasting(distiller)}
 
@@ -766,6 +829,26 @@ def _mapped(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
 
 def _leaves(outputs: Outputs) -> list[Tensor]:
     return [outputs.logits, *outputs.features.values()]
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+
+
+def _cloned(batch: Batch) -> Batch:
+    cloned: dict[str, Any] = {name: value.clone() for name, value in _tensors(batch).items()}
+    return replace(batch, **cloned)
+
+
+def _equal(given: _Given, loss: Loss) -> _Given:
+    """The same, and the student's outputs are the teacher's."""
+    features = {pair.student: given.teacher.features[pair.teacher] for pair in loss.layers}
+    return replace(given, student=Outputs(given.teacher.logits, features))
+
+
+def _asked(value: Tensor) -> Tensor:
+    """The same values, of which a gradient is asked."""
+    return value.detach().clone().requires_grad_()
 
 
 def _copied(value: Tensor) -> Tensor:

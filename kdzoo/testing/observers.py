@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,10 @@ __all__ = ["ObserverChecks"]
 
 _STEPS = 5  # an epoch
 _WINDOW = 3  # steps that are shown at once
+
+_HEIGHTS = (0.3, 0.8, 0.5, 0.6)
+"""What accuracies are like, epoch by epoch: the best and the worst come before a run is cut off, so
+that one that goes on without them shows others."""
 
 
 @dataclass(frozen=True)
@@ -78,26 +82,28 @@ class _Story:
             label_weight=np.ones(shape),
             baseline=draw.uniform(size=shape) if self.has_baseline else None,
             state=np.where(taught > 0, ClassState.TAUGHT, ClassState.UNTAUGHT).astype(np.float64),
-            learning_rate=np.full(self.epochs, 0.1),
+            learning_rate=0.1 / np.arange(1, self.epochs + 1),
             stage=np.zeros(self.epochs),
         )
-        scalars = {"lr": 0.1, "accuracy/train": 0.5}
+        height = _HEIGHTS[epoch - 1]
+        scalars = {"lr": 0.1 / epoch, "accuracy/train": height}
         if self.has_teacher:
-            scalars |= {"accuracy/teacher": 0.9, "agreement": 0.7}
+            scalars |= {"accuracy/teacher": height + 0.1, "agreement": height - 0.1}
         if self.has_validation:
-            scalars["accuracy/validation"] = 0.6
+            scalars["accuracy/validation"] = height / 2
         return EpochRecord(
             epoch=epoch,
             step=epoch * _STEPS,
             scalars=scalars,
             curves=curves.first(epoch),
-            loader_share=0.25,
+            loader_share=height / 4,
         )
 
     def steps(self, first: int, count: int) -> dict[str, npt.NDArray[np.float32]]:
         """What is told of some steps."""
         names = ["loss/total", *(f"loss/{term}" for term in self.terms)]
-        values = np.arange(first, first + count, dtype=np.float32)
+        steps = np.arange(first, first + count, dtype=np.float32)
+        values = (2 + np.sin(steps) / steps).astype(np.float32)  # as with _HEIGHTS
         return {name: values / np.float32(1 + i) for i, name in enumerate(names)}
 
 
@@ -125,6 +131,7 @@ class _Cut:
         what: in words.
         epochs: how many it had when its last checkpoint was written.
         more: whether it was told of another epoch then, which the checkpoint does not know.
+        asked: whether it was asked for its state after that epoch, too; the answer is lost.
         killed: whether it is not told of the end.
         lost: whether what it wrote after its state does not reach the disk.
     """
@@ -132,6 +139,7 @@ class _Cut:
     what: str
     epochs: int = 2
     more: bool = False
+    asked: bool = False
     killed: bool = True
     lost: bool = False
 
@@ -141,6 +149,8 @@ _CUTS = (
     _Cut("killed in an epoch", lost=True),
     _Cut("killed before a checkpoint", more=True),
     _Cut("killed before its first checkpoint", epochs=0, more=True),
+    _Cut("killed between state_dict and the checkpoint", more=True, asked=True),
+    _Cut("killed between its first state_dict and the checkpoint", epochs=0, more=True, asked=True),
 )
 
 
@@ -169,8 +179,7 @@ class ObserverChecks(Checks[Observer]):
                 _tell(observer, info, _USUAL, range(1, 1 + told))
                 if told:
                     observer.steps(info, told * _STEPS + 1, _USUAL.steps(told * _STEPS + 1, 2))
-                error = KeyboardInterrupt() if told else ValueError("a loss became NaN")
-                observer.end(info, error)
+                _end(observer, info, KeyboardInterrupt() if told else ValueError("it is NaN"))
 
     def state_dict(self) -> None:
         """Its state is plain data, and asking for it changes nothing."""
@@ -186,21 +195,17 @@ class ObserverChecks(Checks[Observer]):
     def restarts(self) -> None:
         """A run that was ended or killed, and goes on, leaves the files that it would have left."""
         began = time.monotonic()
-        whole = self._whole("whole")
+        whole, _ = self._whole("whole")
         for cut in _CUTS:
             if (left := self._gone_on(cut)) == whole:
                 continue
-            # A second run that nobody cut off, in another second, tells which of it is the clock's.
-            time.sleep(max(began + 1.1 - time.monotonic(), 0))
-            for name, again in self._whole(f"beside {cut.what}").items():
-                if name in whole:
-                    difference = _difference(whole[name], again, left.get(name))
-                    require(
-                        not difference,
-                        f"of a run that goes on after it was {cut.what}, {name} is not what a "
-                        f"run leaves that was never cut off: {difference}. Keep in state_dict what "
-                        "start needs: how far a file goes, to cut it off there, or what it holds",
-                    )
+            again, _ = self._in_another_second(began, f"beside {cut.what}")
+            for name, difference in _differences(whole, again, left):
+                raise ContractError(
+                    f"of a run that goes on after it was {cut.what}, {name} is not what a run "
+                    f"leaves that was never cut off: {difference}. Keep in state_dict what start "
+                    "needs: how far a file goes, to cut it off there, or what it holds"
+                )
 
     def leaves_what_it_sees_alone(self) -> None:
         """It changes no array and no mapping that it is shown: other observers see them too."""
@@ -224,26 +229,35 @@ class ObserverChecks(Checks[Observer]):
     def two_at_once(self) -> None:
         """Two that watch two runs share nothing."""
 
-        def begun(name: str, story: _Story) -> tuple[Observer, RunInfo, _Story]:
+        other = replace(_USUAL, what="another", role="teacher", terms=("labels",), untaught=())
+        began = time.monotonic()
+        whole, state = self._whole("alone")
+        runs = []
+        for name, story in (("first", _USUAL), ("second", other)):
             observer, info = self._make(), story.info(self.folder / name)
             observer.start(info, None)
-            return observer, info, story
-
-        other = replace(_USUAL, what="another", role="teacher", terms=("labels",), untaught=())
-        alone = begun("alone", _USUAL)
-        _tell(*alone, range(1, _USUAL.epochs + 1))
-        wanted = _left(alone[0], alone[1])
-        alone[0].end(alone[1], None)
-        first, second = begun("first", _USUAL), begun("second", other)
+            runs.append((observer, info, story))
         with _blaming("one of two runs at once"):
             for epoch in range(1, _USUAL.epochs + 1):
-                _tell(*first, [epoch])
-                _tell(*second, [epoch])
-            got = _left(first[0], first[1])
-            for observer, info, _ in (first, second):
+                for observer, info, story in runs:
+                    _tell(observer, info, story, [epoch])
+            beside = runs[0][0].state_dict()
+            for observer, info, _ in runs:
                 observer.end(info, None)
+        left = _files(runs[0][1].directory)
+        if left == whole and same(state, beside):
+            return
+        again, later = self._in_another_second(began, "alone again")
+        for name, difference in _differences(whole, again, left):
+            raise ContractError(
+                f"what it leaves of a run is otherwise when it watches another too: {name} is not "
+                f"what it was: {difference}"
+            )
+        # Where a clock is in what it writes, its state may say how much that is.
+        timeless = whole == again and same(state, later)
         require(
-            same(wanted, got), "what it leaves of a run is otherwise when it watches another too"
+            same(state, beside) or not timeless,
+            "its state is otherwise when it watches another too",
         )
 
     def writes_in_its_directory(self) -> None:
@@ -264,17 +278,18 @@ class ObserverChecks(Checks[Observer]):
     @sometimes
     def closes(self) -> None:
         """At the end its threads are gone and its files are closed."""
-        info = _USUAL.info(self.folder)
-        threads = set(threading.enumerate())
-        observer = self._make()
-        observer.start(info, None)
-        _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
-        observer.end(info, None)
-        for thread in set(threading.enumerate()) - threads:
-            thread.join(1)
-            require(not thread.is_alive(), f"its thread {thread.name} goes on after the end")
-        still = _open_files(info.directory)
-        require(not still, f"it left {', '.join(still)} open after the end")
+        for what, error in (("end", None), ("end with an error", KeyboardInterrupt())):
+            info = _USUAL.info(self.folder / what)
+            threads = set(threading.enumerate())
+            observer = self._make()
+            observer.start(info, None)
+            _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+            _end(observer, info, error)
+            for thread in set(threading.enumerate()) - threads:
+                thread.join(1)
+                require(not thread.is_alive(), f"its thread {thread.name} goes on after the {what}")
+            still = _open_files(info.directory)
+            require(not still, f"it left {', '.join(still)} open after the {what}")
 
     def in_a_run(self) -> None:
         """A run that it watches, and that is interrupted and goes on, ends in the same weights."""
@@ -301,14 +316,20 @@ class ObserverChecks(Checks[Observer]):
 
     # What the checks are made of.
 
-    def _whole(self, name: str) -> dict[str, bytes]:
-        """What it leaves of a run that is never cut off."""
+    def _whole(self, name: str) -> tuple[dict[str, bytes], Any]:
+        """What it leaves of a run that is never cut off, and its last state."""
         info = _USUAL.info(self.folder / name)
         observer = self._make()
         observer.start(info, None)
         _tell(observer, info, _USUAL, range(1, _USUAL.epochs + 1))
+        state = copy.deepcopy(observer.state_dict())
         observer.end(info, None)
-        return _files(info.directory)
+        return _files(info.directory), state
+
+    def _in_another_second(self, began: float, name: str) -> tuple[dict[str, bytes], Any]:
+        """The same again: what is otherwise then is the clock's."""
+        time.sleep(max(began + 1.1 - time.monotonic(), 0))
+        return self._whole(name)
 
     def _gone_on(self, cut: _Cut) -> dict[str, bytes]:
         """What it leaves of one that is cut off and goes on."""
@@ -321,13 +342,13 @@ class ObserverChecks(Checks[Observer]):
         if cut.lost:
             shutil.copytree(directory, left)
         if cut.more:
-            _tell(observer, info, _USUAL, [1 + cut.epochs], asking=False)
+            _tell(observer, info, _USUAL, [1 + cut.epochs], asking=cut.asked)
         else:
             first = cut.epochs * _STEPS + 1
             observer.steps(info, first, _USUAL.steps(first, 2))
         if cut.killed and not cut.lost:
             shutil.copytree(directory, left)
-        observer.end(info, KeyboardInterrupt())
+        _end(observer, info, KeyboardInterrupt())
         if not cut.killed:
             directory.rename(left)
         with _blaming(f"a run that goes on after it was {cut.what}"):
@@ -376,11 +397,17 @@ def _tell(
             observer.state_dict()
 
 
-def _left(observer: Observer, info: RunInfo) -> Any:
-    """Its state, and the sizes of its files: names may hold the time."""
-    state = observer.state_dict()
-    files = sorted(path.stat().st_size for path in info.directory.rglob("*") if path.is_file())
-    return state, files
+def _end(observer: Observer, info: RunInfo, error: BaseException | None) -> None:
+    """Tell it that a run has ended. What it raises then must not end the checks too."""
+    try:
+        observer.end(info, error)
+    except BaseException as raised:
+        if error is None:
+            raise
+        advice = ". The run raises its own error itself" if type(raised) is type(error) else ""
+        raise ContractError(
+            f"told that a run ended with {error!r}, it raised {raised!r}{advice}"
+        ) from raised
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -393,6 +420,16 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 
 _NUMBER = re.compile(r"-?[0-9][0-9.]*(e[+-]?[0-9]+)?")
+
+
+def _differences(
+    whole: Mapping[str, bytes], again: Mapping[str, bytes], left: Mapping[str, bytes]
+) -> Iterator[tuple[str, str]]:
+    """The files that are not what they would be, and what is wrong with them. One whose name is
+    another in each run is left out; else see :func:`_difference`."""
+    for name in sorted(whole.keys() & again.keys()):
+        if difference := _difference(whole[name], again[name], left.get(name)):
+            yield name, difference
 
 
 def _difference(whole: bytes, again: bytes, left: bytes | None) -> str:
@@ -422,7 +459,12 @@ def _difference(whole: bytes, again: bytes, left: bytes | None) -> str:
         return f"it has {len(got)} lines instead of {len(wanted)}"
     number, (line, other) = apart[0]
     shown = " (each number is shown as #)" if masked else ""
-    return f"its line {number} is {other[:80]!r} and not {line[:80]!r}{shown}"
+    return f"its line {number} is {_short(other)} and not {_short(line)}{shown}"
+
+
+def _short(line: str) -> str:
+    shown = repr(line)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _open_files(directory: Path) -> list[str]:
@@ -452,5 +494,7 @@ def _equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def _blaming(what: str) -> Iterator[None]:
     try:
         yield
+    except ContractError:
+        raise
     except Exception as error:
         raise ContractError(f"{what}: it raised {type(error).__name__}: {error}") from error

@@ -118,9 +118,14 @@ class PolicyChecks(Checks[ClassPolicy]):
             )
             try:
                 without = self._policy(has_validation=part != "validation")
-                answers = wanted if without is None else _play(without, _without(part))
+                answers = None if without is None else _play(without, _without(part))
             except Exception as error:
                 raise ContractError(f"{advice} ({type(error).__name__}: {error})") from error
+            if answers is None:
+                raise ContractError(
+                    "it refuses a run without validation images, and does not declare that it "
+                    "needs them: answer True in needs_validation"
+                )
             require(_alike(wanted, answers), advice)
         require(
             policy.sets_columns or all(weights.columns is None for weights in wanted),

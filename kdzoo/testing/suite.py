@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -210,7 +210,7 @@ class _Plan:
         except Exception as error:
             if reason is not None:
                 return Result(name, "expected failure", reason)
-            for other in _earlier(getattr(self.checks, name)):
+            for other in self._earlier(name):
                 if self._fails(other):
                     return Result(
                         name, "not applicable", f"its failure says nothing while {other} fails"
@@ -223,6 +223,12 @@ class _Plan:
             passed = f"passed, although it is expected to fail ({reason}); expect it no longer"
             return Result(name, "failed", passed)
         return Result(name, "passed")
+
+    def _earlier(self, name: str) -> Iterator[str]:
+        """The checks on which this one rests, those first on which they rest themselves."""
+        for other in getattr(getattr(self.checks, name), "after", ()):
+            yield from self._earlier(other)
+            yield other
 
     def _fails(self, name: str) -> bool:
         """Not if that is expected: what is left out must leave a failure behind."""
@@ -270,10 +276,6 @@ def _said(error: BaseException, component: type[Component]) -> str:
 
 def _is_slow(check: Callable[..., None]) -> bool:
     return getattr(check, "slow", False)
-
-
-def _earlier(check: Callable[..., None]) -> tuple[str, ...]:
-    return getattr(check, "after", ())
 
 
 def _is_for_some(check: Callable[..., None]) -> bool:

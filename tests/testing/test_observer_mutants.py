@@ -104,6 +104,19 @@ class NotFlushed(Sound):
         return {"bytes": self.file.tell()}
 
 
+class NotFlushedNorMissed(NotFlushed):
+    """The same, and where it goes on what is missing becomes zeros."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.file = open(self.place(run) / "epochs.txt", "ab")  # noqa: SIM115
+        self.file.truncate(state["bytes"] if state else 0)
+        self.file.seek(0, 2)
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.file.write(b"-" * 100)
+
+
 class Appends(Sound):
     """Writes what a killed run wrote already once more."""
 
@@ -186,6 +199,91 @@ class Dated(Sound):
         super().epoch(run, record)
 
 
+class NeverCutsOff(Sound):
+    """Appends, and what it writes is on the disk where it is asked for its state."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        self.file = open(self.place(run) / "epochs.txt", "ab")  # noqa: SIM115
+
+
+class CutsOffWhatIsKnown(NeverCutsOff):
+    """Appends to what a run left that was killed before there was any checkpoint."""
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        if state is not None:
+            self.file.truncate(state["bytes"])
+
+
+class ForgetsItsBest(Sound):
+    """Writes the best accuracy so far, and where a run goes on the best since then."""
+
+    what = "accuracy/train"
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.best = 0.0
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        self.best = max(self.best, self.seen(record))
+        self.file.write(f"{self.best}\n".encode())
+
+    def seen(self, record: kdzoo.EpochRecord) -> float:
+        return record.scalars["accuracy/train"]
+
+
+class ForgetsItsWorst(ForgetsItsBest):
+    """The same of the other end."""
+
+    def seen(self, record: kdzoo.EpochRecord) -> float:
+        return 1 - record.scalars["accuracy/train"]
+
+
+class ForgetsTheHighest(ForgetsItsBest):
+    """The same of a loss."""
+
+    sign = 1
+    highest = 0.0
+
+    def steps(self, run: kdzoo.RunInfo, first: int, values: Mapping[str, Any]) -> None:
+        self.highest = max(self.highest, *(4 + self.sign * values["loss/total"]))
+
+    def seen(self, record: kdzoo.EpochRecord) -> float:
+        return float(self.highest)
+
+
+class ForgetsTheLowest(ForgetsTheHighest):
+    """The same of the other end."""
+
+    sign = -1
+
+
+class RaisesWhatItIsTold(Sound):
+    """Raises the error of the run."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        if error is not None:
+            raise error
+
+
+class RaisesItsOwn(Sound):
+    """Raises an interrupt of its own."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        if error is not None:
+            raise KeyboardInterrupt from error
+
+
+class Lasts(Sound):
+    """Writes a number of the clock's that is sometimes longer, so that its state differs too."""
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.file.write(b"1" * (1 + time.perf_counter_ns() % 997) + b"\n")
+
+
 class RoundsValues(Sound):
     """Writes into the arrays that it is shown."""
 
@@ -216,6 +314,23 @@ class OneForAll(Sound):
         super().epoch(run, record)
         self.seen.append(record.epoch)
         self.file.write(f"{len(self.seen):0{len(self.seen)}}\n".encode())
+
+
+class OneStateForAll(Sound):
+    """How many epochs it saw is in its state alone, and belongs to the class."""
+
+    seen: ClassVar[list[int]] = []
+
+    def start(self, run: kdzoo.RunInfo, state: Mapping[str, Any] | None) -> None:
+        super().start(run, state)
+        self.seen[:] = state["seen"] if state else []
+
+    def epoch(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        super().epoch(run, record)
+        self.seen.append(record.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seen": list(self.seen)}
 
 
 class Elsewhere(Sound):
@@ -250,6 +365,15 @@ class LeavesOpen(Sound):
         self.file.flush()
 
     kept: ClassVar[list[Any]] = []
+
+
+class LeavesOpenAfterAnError(LeavesOpen):
+    """Closes its file where all went well."""
+
+    def end(self, run: kdzoo.RunInfo, error: BaseException | None) -> None:
+        super().end(run, error)
+        if error is None:
+            self.file.close()
 
 
 class LeavesAThread(Sound):
@@ -297,20 +421,28 @@ EXACTLY: list[tuple[type[kdzoo.Observer], str]] = [
     (AppendsToNoRun, "restarts"),
     (ForgetsTheRest, "restarts"),
     (WritesOnlyAtFirst, "restarts"),
+    (NeverCutsOff, "restarts"),
+    (CutsOffWhatIsKnown, "restarts"),
+    (ForgetsItsBest, "restarts"),
+    (ForgetsItsWorst, "restarts"),
+    (ForgetsTheHighest, "restarts"),
+    (ForgetsTheLowest, "restarts"),
     (RoundsValues, "leaves_what_it_sees_alone"),
     (ClosesGaps, "leaves_what_it_sees_alone"),
     (OneForAll, "two_at_once"),
+    (OneStateForAll, "two_at_once"),
     (Elsewhere, "writes_in_its_directory"),
     (BesideTheRun, "writes_in_its_directory"),
     (GoesThere, "writes_in_its_directory"),
     (LeavesOpen, "closes"),
+    (LeavesOpenAfterAnError, "closes"),
     (LeavesAThread, "closes"),
     (Interferes, "in_a_run"),
     (MoreThreads, "leaves_torch_alone"),
 ]
 
 
-@pytest.mark.parametrize("sound", [Sound, Dated])
+@pytest.mark.parametrize("sound", [Sound, Dated, Lasts])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.Observer]) -> None:
     assert caught(sound) == set()
 
@@ -319,11 +451,14 @@ def test_what_is_sound_passes_every_check(sound: type[kdzoo.Observer]) -> None:
     ("mutant", "said"),
     [
         (Appends, "killed before a checkpoint, epochs.txt is not what"),
-        (Appends, "its line 4 is '3 0.1' and not '4 0.1'"),
+        (Appends, "its line 4 is '3 0.03333333333333333' and not '4 0.025'"),
         (AppendsTheTime, "it has 5 lines instead of 4"),
         (ForgetsWhen, "its line 1 is '#: [#, #]' and not '#: [#, #, #, #]' (each number is shown"),
         (ForgetsTheRest, "ended in an epoch, epochs.json is not"),
         (ForgetsTheRest, "its line 1 is '[3, 4]' and not '[1, 2, 3, 4]'"),
+        (NeverCutsOff, "killed between state_dict and the checkpoint, epochs.txt is not what"),
+        (CutsOffWhatIsKnown, "between its first state_dict and the checkpoint, epochs.txt is not"),
+        (NotFlushedNorMissed, f"its line 1 is {chr(0) * 80!r:.80}... and not '"),
         (WritesOnlyAtFirst, "end.bin is not what a run leaves that was never cut off: it is not"),
     ],
 )
@@ -345,6 +480,18 @@ def test_one_check_alone_catches_it(
 
 def test_a_state_that_is_more_than_data_cannot_be_gone_on_from() -> None:
     assert caught(StateOfArrays) == {"state_dict", "restarts", "in_a_run"}
+
+
+@pytest.mark.parametrize("mutant", [RaisesWhatItIsTold, RaisesItsOwn])
+def test_what_is_raised_at_the_end_fails_a_check_and_ends_none(
+    mutant: type[kdzoo.Observer],
+) -> None:
+    results = {result.check: result for result in run_checks(mutant)}
+    failed = {check for check, result in results.items() if result.status == "failed"}
+    assert failed == {"errors", "restarts", "closes"}
+    assert set(results) == set(EVERY)
+    said = "ended with KeyboardInterrupt(), it raised KeyboardInterrupt(). The run raises its own"
+    assert said in results["closes"].reason
 
 
 def test_every_check_is_proved() -> None:

@@ -133,6 +133,15 @@ class WantsValidation(Sound):
         return super().update(curves.validation)
 
 
+class RefusesWithoutValidation(Sound):
+    """Refuses a run that has no validation images, and does not say that it needs them."""
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        super().setup(setting)
+        if setting.validation is None:
+            raise kdzoo.SpecError("needs validation images")
+
+
 class TakesValidation(Sound):
     """Reads validation images where there are some, and does not say so."""
 
@@ -296,6 +305,7 @@ EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
     (FillsGaps, "leaves_the_curves_alone"),
     (WantsValidation, "declared_needs"),
     (TakesValidation, "declared_needs"),
+    (RefusesWithoutValidation, "declared_needs"),
     (TakesSimilarity, "declared_needs"),
     (ColumnsUnsaid, "declared_needs"),
     (AnswersItself, "answers_stay"),

@@ -255,17 +255,18 @@ def test_without_pytest() -> None:
     ]
     (result,) = run_checks(Sound, checks=["shift"], expected_failures={"shift": "why not"})
     assert (result.status, "does not apply" in result.reason) == ("failed", True)
-    (result,) = run_checks(Sound, checks=["gradients"], entry={"temperature": 2})
+    (result,) = run_checks(Sound, checks=["contract"], entry={"temperature": 2})
     assert "entry" in result.reason or "unknown parameter" in result.reason
 
 
 class Widens(Sound):
-    """Computes all in double precision, and everybody else's too."""
+    """Makes everybody compute in double precision, and answers in half."""
 
     def forward(self, student, teacher, batch):
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(torch.get_num_threads() + 1)
-        return super().forward(student, teacher, batch) + torch.zeros(len(batch.targets))
+        rows = super().forward(student, teacher, batch) + torch.zeros(len(batch.targets))
+        return rows.half()
 
 
 @pytest.mark.parametrize("checks", [["leaves_torch_alone"], ["gradients", "leaves_torch_alone"]])
