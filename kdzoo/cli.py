@@ -437,6 +437,8 @@ def main() -> None:
             raise
         print(f"kdzoo: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:  # all is said and done: an impatient one would see torch's clean-up fail
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -229,7 +229,7 @@ def test_the_suite_names_every_measurement(tmp_path: Path, warm: Warm) -> None:
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
     keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
-    assert named == keeping - {"cifar_classes", "planted_signals"}
+    assert named == keeping - {"cifar_classes", "label_weight", "planted_signals"}
 
 
 @pytest.mark.slow
