@@ -91,7 +91,7 @@ def run(
 ) -> None:
     """Do what a spec says; continue it if it was cut off."""
     import kdzoo
-    from kdzoo.spec.read import read_document, read_study
+    from kdzoo.spec.read import read_study
     from kdzoo.training.distributed import processes
 
     _add(plugin)
@@ -100,7 +100,7 @@ def run(
         logging.getLogger("kdzoo").setLevel(logging.ERROR)
     try:
         specs = read_study(spec, settings or ())
-        if first and "tune" in read_document(spec, settings or ())[0].data:
+        if first and _has_search(spec, settings):
             print("`tune` is passed over: `kdzoo tune` searches", file=sys.stderr)
         if len(specs) == 1:
             one = kdzoo.run(specs[0], runs=runs, fresh=fresh)
@@ -161,18 +161,25 @@ def tune(
 @app.command()
 def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = None) -> None:
     """Check a spec without running it."""
-    from kdzoo.spec.read import read_document, read_study
+    from kdzoo.spec.read import read_study
     from kdzoo.spec.tuning import read_tuning
 
     _add(plugin)
     checked = read_study(spec, settings or ())
-    if "tune" in read_document(spec, settings or ())[0].data:
+    if _has_search(spec, settings):
         from kdzoo.tuning.search import check_search
 
         check_search(read_tuning(spec, settings or ()))
     count = "" if len(checked) == 1 else f"{len(checked)} runs, "
     epochs = sum(run.epochs for run in checked)
     print(f'{spec}: is a valid spec ("{checked[0].name}", {count}{epochs} epochs)')
+
+
+def _has_search(spec: Path, settings: list[str] | None) -> bool:
+    """Whether a spec has the chapter ``tune``."""
+    from kdzoo.spec.read import read_document
+
+    return "tune" in read_document(spec, settings or ())[0].data
 
 
 @app.command()

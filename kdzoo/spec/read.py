@@ -485,15 +485,22 @@ def _messages(
                 continue
             yield path, f"unknown {what}{did_you_mean(str(path[-1]), known)}"
         elif item["type"] == "missing":
-            (key, *more) = item["input"] if isinstance(item["input"], dict) else ("", "")
-            shorter = path[-1] == "use" and not more and isinstance(item["input"][key], dict)
-            yield path, f"is missing; write {{use: {key}, ...}}" if shorter else "is missing"
+            yield path, f"is missing{_remedy(path, item['input'])}"
         elif item["type"] == "string_pattern_mismatch":
             yield path, f"may have letters, digits, dashes and underscores, not {item['input']!r}"
         elif item["type"] == "value_error":
             yield path, str(item["ctx"]["error"])
         else:
             yield path, f"{in_words(item['msg'])}, not {item['input']!r}"
+
+
+def _remedy(path: KeyPath, entry: Any) -> str:
+    """What to write where ``use`` is missing, since a name stands in its place: ``kd: {...}``."""
+    if path[-1] == "use" and isinstance(entry, dict) and len(entry) == 1:
+        ((name, params),) = entry.items()
+        if isinstance(params, dict):
+            return f"; write {{use: {name}, ...}}"
+    return ""
 
 
 def in_words(message: str) -> str:

@@ -34,8 +34,7 @@ def read_about(file: Path) -> dict[str, Any] | None:
         safetensors.SafetensorError, ValueError: it is damaged.
     """
     with safetensors.safe_open(file, "pt") as archive:
-        metadata = archive.metadata() or {}
-    return json.loads(metadata[_KEY]) if _KEY in metadata else None
+        return _about(archive)
 
 
 def unpack(file: Path) -> dict[str, Tensor]:
@@ -45,11 +44,18 @@ def unpack(file: Path) -> dict[str, Tensor]:
         OSError: it cannot be read.
         safetensors.SafetensorError, ValueError: it is damaged.
     """
-    record = read_about(file)
-    tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+    with safetensors.safe_open(file, "pt") as archive:
+        record = _about(archive)
+        names = archive.keys()  # it is no mapping
+        tensors: dict[str, Tensor] = {name: archive.get_tensor(name) for name in names}
     if record is not None and record["hash"] != digest_of(sorted(tensors.items())):
         raise ValueError("its numbers are not those that were written")
     return tensors
+
+
+def _about(archive: Any) -> dict[str, Any] | None:
+    metadata = archive.metadata() or {}
+    return json.loads(metadata[_KEY]) if _KEY in metadata else None
 
 
 def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -109,6 +109,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
         ),
         ("name: digits-tllm", "nam: x", "name: is missing"),
         ("{use: ce, weight: 0.1}", "{weight: 0.1}", "use: is missing"),
+        ("{use: ce, weight: 0.1}", "{}", "use: is missing"),
         ("{use: ce, weight: 0.1}", "{ce: {weight: 0.1}}", "use: is missing; write {use: ce, ...}"),
         ("train: {epochs: 20}}", "}", "or trained weights of its library"),
         ("train: {epochs: 20}}", "checkpoint: no.pt}", "no.pt is not there, or is no file"),
