@@ -24,6 +24,8 @@ PARTS = {
     "epoch": "step.py --epochs --pairs resnet20:resnet8 --steps 100 --rounds 3 "
     "--output {results}/epoch",
     "growth": "growth.py",
+    "growth_processes_wide": "growth.py --axes processes --pair resnet32x4:resnet8x4 --rounds 2 "
+    "--steps 6 --skip 1 --output {results}/growth_processes_wide",
     "crd_bank": "crd_bank.py",
     "memory": "memory.py",
     "startup": "startup.py",

@@ -9,8 +9,8 @@ what crd_bank.py measures.
 - batch: kd; images a step.
 - classes: kd under the class policy tllm, which watches every class's curves.
 - taps: fitnet with so many pairs of stages, each with its regressor.
-- processes: kd, started by torchrun, one thread each; whole epochs, as an observer sees them end,
-  of which the first does not count.
+- processes: kd, so many processes with so many threads each, started by torchrun; whole epochs, as
+  an observer sees them end, of which the first does not count.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def grow(axis: str, job: Job, args: argparse.Namespace, result: Result, folder: 
 def grow_processes(job: Job, args: argparse.Namespace, result: Result, folder: Path) -> None:
     """The table of the processes."""
     steps = args.skip + args.steps
-    seconds: dict[str, list[float]] = {f"{count} processes": [] for count in args.processes}
+    seconds: dict[str, list[float]] = {label: [] for label in args.processes}
     for number in range(args.rounds):
-        counts = list(zip(args.processes, seconds, strict=True))
-        for count, label in counts if number % 2 == 0 else reversed(counts):
-            took = epochs(count, job, steps, folder / f"{number}-{count}")
+        for label in args.processes if number % 2 == 0 else reversed(args.processes):
+            count, threads = map(int, label.split("x"))
+            took = epochs(count, replace(job, threads=threads), steps, folder / f"{number}-{label}")
             seconds[label] += [second / steps for second in took]
     speeds = {label: [job.batch / second for second in took] for label, took in seconds.items()}
-    show("processes", seconds, speeds, result)
+    show("processes x threads", seconds, speeds, result)
 
 
 def epochs(count: int, job: Job, steps: int, folder: Path) -> list[float]:
@@ -88,7 +88,7 @@ def epochs(count: int, job: Job, steps: int, folder: Path) -> list[float]:
     folder.mkdir()
     ends = folder / "ends.json"
     content = {
-        **spec(replace(job, samples=steps * job.batch, threads=1)),
+        **spec(replace(job, samples=steps * job.batch)),
         "observers": [{"use": "epoch-ends", "file": str(ends)}],
     }
     content["train"]["epochs"] = 4
@@ -98,7 +98,7 @@ def epochs(count: int, job: Job, steps: int, folder: Path) -> list[float]:
     done = subprocess.run(
         [sys.executable, *torchrun, "-m", "kdzoo", "run", "spec.yaml", "--plugin", str(plugin)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": str(job.threads)},
         capture_output=True,
         text=True,
         check=False,
@@ -133,7 +133,8 @@ def main() -> None:
     add("--batches", nargs="+", type=int, default=[16, 64, 256], help="%(default)s")
     add("--classes", nargs="+", type=int, default=[10, 100, 1000], help="%(default)s")
     add("--taps", nargs="+", type=int, default=[1, 2, 3], help="%(default)s")
-    add("--processes", nargs="+", type=int, default=[1, 2], help="%(default)s")
+    several = ["1x1", "1x2", "2x1"]
+    add("--processes", nargs="+", default=several, metavar="PROCESSESxTHREADS", help="%(default)s")
     add("--rounds", type=int, default=5, help="how often each has its turn (%(default)s)")
     add("--steps", type=int, default=20, help="counted steps a round (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")

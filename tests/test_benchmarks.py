@@ -186,7 +186,7 @@ SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
         ),
         (
             f"growth.py --pair resnet8:resnet8 --batches 2 4 --classes 3 4 --taps 1 2 {SMALL}",
-            ["2 images ", "4 images ", "3 classes ", "2 taps ", "1 processes ", "2 processes "],
+            ["2 images ", "4 images ", "3 classes ", "2 taps ", "1x1 ", "1x2 ", "2x1 "],
         ),
         ("crd_bank.py --banks 20000 30000 --rounds 1 --threads 1", ["20,000 ", "30,000 "]),
         (
