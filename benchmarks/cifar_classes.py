@@ -8,7 +8,8 @@ goes on where it was cut off, and with ``--no-training`` the table shows what is
 The images have 16x16 pixels, since that is what two cores can train often enough; a wrn_16_2 of 30
 epochs teaches a resnet8 for 20, with the recipe of cifar_short.py. A tenth of the training images
 is held out for validation: what a policy reads, what ``oracle`` chooses by, and what the logit
-offsets of ``bias`` are fitted to. Nothing was chosen by looking at a test image.
+offsets are fitted to. ``bias`` is plain KD with them, and a column has every policy with its own.
+Nothing was chosen by looking at a test image.
 
 The hurt classes are the tenth whose accuracy falls most from the baseline to plain KD, on test
 images, over all seeds but the one in which they are then looked at: what chance gave a class in one
@@ -63,6 +64,7 @@ COLUMNS = (
     "others, less baseline's",
     "untaught, less plain KD's",
     "taught, less plain KD's",
+    "after offsets, less plain KD's",
     "untaught",
 )
 
@@ -118,11 +120,12 @@ def finished(name: str) -> dict[int, kdzoo.Report]:
     }
 
 
-def accuracies(report: kdzoo.Report, name: str = "") -> Floats:
-    """(C,), of the test images: the student's, the baseline's, or the student's after offsets."""
+def accuracies(report: kdzoo.Report, name: str = "", *, corrected: bool = False) -> Floats:
+    """(C,), of the test images: the student's or the baseline's, also after offsets."""
     score = report.baseline if name == "baseline" else report.student
     assert score is not None
-    return np.array(list((score.corrected if name == "bias" else score.classes).values()))
+    after = corrected or name == "bias"
+    return np.array(list((score.corrected if after else score.classes).values()))
 
 
 def points(values: Sequence[float]) -> Cell:
@@ -151,6 +154,10 @@ def show(result: Result) -> None:
         rows = []
         for seed in sorted(runs.keys() & plain.keys()):
             own, taught = accuracies(runs[seed], name), accuracies(plain[seed])
+            after, taught_after = (
+                accuracies(each, role, corrected=True)
+                for each, role in ((runs[seed], name), (plain[seed], "all"))
+            )
             change = own - accuracies(plain[seed], "baseline")
             classes = list(runs[seed].student.classes)
             dropped = [classes.index(each) for each in runs[seed].untaught]
@@ -162,14 +169,15 @@ def show(result: Result) -> None:
                     np.delete(change, hurt[seed]).mean(),
                     (own - taught)[dropped].mean() if dropped else np.nan,
                     np.delete(own - taught, dropped).mean(),
+                    (after - taught_after).mean(),
                     len(dropped),
                     len(set(dropped) & set(hurt[seed])),
                 )
             )
         if rows:
-            *shares, dropped, right = zip(*rows, strict=True)
+            *shares, counts, right = zip(*rows, strict=True)
             cells = [points([value for value in column if value == value]) for column in shares]
-            of_them = f"{np.mean(dropped):.1f}, {np.mean(right):.1f} of the hurt"
+            of_them = f"{np.mean(counts):.1f}, {np.mean(right):.1f} of the hurt"
             result.row(f"{name} ({len(rows)} seeds)", *cells, of_them)
 
 

@@ -46,6 +46,7 @@ def evaluation(accuracy: np.ndarray, draw: np.random.Generator) -> Evaluation:
         targets=targets,
         answers=answers,
         corrected=answers,
+        correction=None,
         confidence=draw.random(len(targets)),
         among_five=answers == targets,
     )

@@ -432,6 +432,39 @@ def test_load_student_and_evaluate(
     assert "all" in kdzoo_command("evaluate", str(run.directory)).stdout
 
 
+def test_a_corrected_student_has_the_accuracies_of_the_report(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["data"]["validation"] = 0.5
+    run = kdzoo.run(tiny, runs=tmp_path)
+    score = run.report.student
+    data = registry().make("dataset", "planted", {"per_class": 12}).load()
+    images, targets = data.test_images.float() / 255, data.test_targets
+    plain, student = (
+        kdzoo.load_student(run.directory, corrected=corrected)(images)
+        for corrected in (False, True)
+    )
+    assert score.correction is not None
+    offsets = torch.tensor(list(score.correction.offsets.values()))
+    assert offsets.abs().max() > 0.01
+    torch.testing.assert_close(student, score.correction.scale * plain + offsets)
+    right = student.argmax(1) == targets
+    assert right.float().mean().item() == pytest.approx(score.corrected_accuracy, abs=1e-6)
+    for number, name in enumerate(data.classes):
+        accuracy = right[targets == number].float().mean().item()
+        assert accuracy == pytest.approx(score.corrected[name], abs=1e-6)
+
+
+def test_a_student_without_validation_images_cannot_be_corrected(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    alone = {"teacher": None, "baseline": False, "policy": "all", "losses": ["ce"]}
+    tiny["data"]["validation"] = 0
+    run = kdzoo.run({**tiny, **alone}, runs=tmp_path)
+    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json.*no validation images"):
+        kdzoo.load_student(run.directory, corrected=True)
+
+
 def test_a_student_whose_model_is_gone_or_has_other_params(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1286,6 +1319,7 @@ def test_class_names_are_not_markup(
         targets=np.array([0, 0, 0, 0, 1, 1, 1, 1]),
         answers=np.array([0, 1, 1, 1, 0, 1, 1, 1]),
         corrected=None,
+        correction=None,
         confidence=np.ones(8),
         among_five=np.ones(8, bool),
     )

@@ -29,6 +29,7 @@ class Network(nn.Module):
         channels_last: whether images enter the model with their channels last in memory.
         classes: the names of the C classes, in the order of the logits; empty where nobody said.
         input_shape: (channels, height, width) that it was made for; ``None`` where nobody said.
+        correction: corrects the logits (B, C); ``None`` where they are the model's own.
     """
 
     mean: Tensor
@@ -40,6 +41,7 @@ class Network(nn.Module):
         self.channels_last = False
         self.classes: tuple[str, ...] = ()
         self.input_shape: tuple[int, int, int] | None = None
+        self.correction: nn.Module | None = None
         # Part of the description, not of the learnt state: they stay out of the state dict.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -61,7 +63,7 @@ class Network(nn.Module):
         images = (images - self.mean) / self.std
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         logits: Tensor = self.model(images.contiguous(memory_format=layout))
-        return logits
+        return logits if self.correction is None else self.correction(logits)
 
     def prefer_channels_last(self, example: Tensor) -> None:
         """Lay the channels last in memory, where convolutions are faster, if the model can.

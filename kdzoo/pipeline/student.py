@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from kdzoo.data.images import Images
@@ -14,9 +15,9 @@ from kdzoo.extend.bases import DataSource
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline.parts import refuse_other_classes
 from kdzoo.pipeline.session import Session
-from kdzoo.report.summary import Score
+from kdzoo.report.summary import Report, Score
 from kdzoo.spec.read import read_spec
-from kdzoo.training.correction import fit_correction
+from kdzoo.training.correction import Correction, fit_correction
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import other_plugins
 from kdzoo.training.evaluate import Evaluation, evaluate
@@ -32,7 +33,7 @@ _INSTALL = (
 )
 
 
-def load_student(directory: str | Path) -> Network:
+def load_student(directory: str | Path, *, corrected: bool = False) -> Network:
     """The trained student of a run, in eval mode, on the CPU.
 
     It takes images as floats in [0, 1], (B, channels, height, width), and returns logits (B, C);
@@ -41,12 +42,26 @@ def load_student(directory: str | Path) -> Network:
 
     Args:
         directory: the run directory.
+        corrected: whether the logits have the scale and the offsets of the run's report, which were
+            fitted to its validation images, so that no class is answered too often or too seldom
+            there.
 
     Raises:
-        CheckpointError: there is no finished run, its model cannot be built, or its weights are
-            damaged.
+        CheckpointError: there is no finished run, its model cannot be built, its weights are
+            damaged, or it has no validation images and ``corrected`` was asked for.
     """
-    return _trained_student(directory)[0]
+    network, recipe = _trained_student(directory)
+    if corrected:
+        file = RunDirectory(Path(directory)).report
+        offsets = Report.read(file).student.correction
+        if offsets is None:
+            raise CheckpointError(
+                f"{file}: has no offsets to correct the student by, since the run has no "
+                "validation images; load it without `corrected`"
+            )
+        values = torch.tensor([offsets.offsets[name] for name in recipe.classes])
+        network.correction = Correction(offsets.scale, values)
+    return network
 
 
 def _trained_student(directory: str | Path) -> tuple[Network, NetworkRecipe]:

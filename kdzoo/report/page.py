@@ -58,6 +58,7 @@ class ClassRow:
         teacher: the teacher's accuracy.
         taught: until when the teacher was listened to, in words.
         label_weight: the policy's factor on its label terms in the last epoch.
+        offset: what corrects the student's logit of the class.
     """
 
     class_: str
@@ -74,6 +75,7 @@ class ClassRow:
     teacher: float | None
     taught: str
     label_weight: float
+    offset: float | None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _class_rows(report: Report, taught: Mapping[str, str]) -> list[ClassRow]:
                 teacher=_of(report.teacher, "classes", name),
                 taught=taught.get(name, ""),
                 label_weight=report.label_weights.get(name, 1.0),
+                offset=student.correction.offsets[name] if student.correction else None,
             )
         )
     return sorted(rows, key=lambda row: row.student if row.difference is None else row.difference)

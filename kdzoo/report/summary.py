@@ -13,6 +13,7 @@ from rich.table import Table
 from kdzoo.errors import CheckpointError
 from kdzoo.report.evidence import expected_harm, mcnemar, paired_error, paired_interval
 from kdzoo.report.table import plain_table
+from kdzoo.training.correction import Correction
 from kdzoo.training.evaluate import Evaluation, Ints, confusion_of
 from kdzoo.training.teacher_check import WHAT_TO_CHECK, is_worse
 from kdzoo.words import counted, few
@@ -21,6 +22,7 @@ __all__ = [
     "BestValidation",
     "Comparison",
     "Confusion",
+    "Offsets",
     "Record",
     "Report",
     "Score",
@@ -45,6 +47,26 @@ class Record(BaseModel):
         return self.model_dump_json(indent=1).encode()
 
 
+class Offsets(Record):
+    """What corrects a network's logits: ``scale * logit + offset``, fitted to validation images.
+
+    Attributes:
+        scale: of all logits.
+        offsets: each class's, by name.
+    """
+
+    scale: float
+    offsets: dict[str, float]
+
+    @classmethod
+    def of(cls, correction: Correction, classes: Sequence[str]) -> Offsets:
+        """The record of a correction."""
+        values = map(_rounded, correction.offsets.tolist())
+        return cls(
+            scale=_rounded(correction.scale), offsets=dict(zip(classes, values, strict=True))
+        )
+
+
 class Score(Record):
     """How one network does on the test images. Shares have six digits: more than a test set tells.
 
@@ -63,6 +85,7 @@ class Score(Record):
             never answered.
         predicted_share: how much of all answers each class is.
         corrected: the accuracy of each class after the offsets; empty without validation images.
+        correction: the offsets, as ``load_student(..., corrected=True)`` applies them.
     """
 
     accuracy: float
@@ -76,6 +99,7 @@ class Score(Record):
     precision: dict[str, float]
     predicted_share: dict[str, float]
     corrected: dict[str, float]
+    correction: Offsets | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation, classes: Sequence[str]) -> Score:
@@ -83,7 +107,7 @@ class Score(Record):
         confusion = evaluation.confusion
         recall = _shares(confusion.diagonal(), confusion.sum(1), classes)
         answered = confusion.sum(0)
-        after = evaluation.corrected_confusion
+        after, correction = evaluation.corrected_confusion, evaluation.correction
         lowest = sorted(recall.values())[: math.ceil(len(recall) / 10)]
         return cls(
             accuracy=_rounded(evaluation.accuracy),
@@ -97,6 +121,7 @@ class Score(Record):
             precision=_shares(confusion.diagonal(), answered, classes),
             predicted_share=_shares(answered, np.full_like(answered, answered.sum()), classes),
             corrected={} if after is None else _shares(after.diagonal(), after.sum(1), classes),
+            correction=None if correction is None else Offsets.of(correction, classes),
         )
 
 

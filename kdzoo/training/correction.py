@@ -7,8 +7,6 @@ without any training. What remains after the correction is what the network cann
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy import optimize
@@ -23,14 +21,22 @@ _CHUNK = 4096  # rows that are in double precision at one time
 _LEAST_SCALE = 1e-3
 
 
-@dataclass(frozen=True)
-class Correction:
-    """Corrected logits are ``scale * logits + offsets``, with ``offsets`` (C,) on the device."""
+class Correction(nn.Module):
+    """Corrected logits are ``scale * logits + offsets``.
 
-    scale: float
+    Args:
+        scale: above 0.
+        offsets: (C,), on the device.
+    """
+
     offsets: Tensor
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __init__(self, scale: float, offsets: Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("offsets", offsets, persistent=False)  # no part of what was learnt
+
+    def forward(self, logits: Tensor) -> Tensor:
         """(B, C) to (B, C)."""
         return self.scale * logits + self.offsets
 

@@ -28,6 +28,8 @@ class Evaluation:
         targets: (N,), the classes.
         answers: (N,), the class with the highest logit.
         corrected: (N,), the same after the correction; ``None`` where there is none.
+        correction: what corrects the logits; ``None`` where there is nothing that it could be
+            fitted to.
         confidence: (N,), the probability of the answer.
         among_five: (N,), whether the class is among the five with the highest logits.
     """
@@ -36,6 +38,7 @@ class Evaluation:
     targets: Ints
     answers: Ints
     corrected: Ints | None
+    correction: Correction | None
     confidence: npt.NDArray[np.float64]
     among_five: npt.NDArray[np.bool_]
 
@@ -124,6 +127,7 @@ def evaluate(
         targets=targets.astype(np.int64),
         answers=answers.astype(np.int64),
         corrected=None if correction is None else corrected.astype(np.int64),
+        correction=correction,
         confidence=confidence,
         among_five=among_five.astype(np.bool_),
     )

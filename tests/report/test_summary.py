@@ -28,6 +28,7 @@ def random_score(classes: int, names: list[str], seed: int) -> tuple[Score, Eval
         targets=targets,
         answers=answers,
         corrected=answers,
+        correction=None,
         confidence=draw.random(len(targets)),
         among_five=answers == targets,
     )

@@ -88,6 +88,7 @@ def test_a_score_by_hand() -> None:
         targets=np.array([0, 0, 0, 0, 1, 1, 2, 2]),
         answers=np.array([0, 0, 0, 1, 1, 0, 0, 2]),
         corrected=np.array([0, 0, 0, 0, 1, 1, 2, 2]),
+        correction=None,
         confidence=np.full(8, 0.5),
         among_five=np.ones(8, bool),
     )
