@@ -148,8 +148,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="Where a step of kdzoo's engine spends its time.")
     add = parser.add_argument
-    add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="%(default)s")
-    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="%(default)s")
+    add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="which (%(default)s)")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="which (all)")
     add("--steps", type=int, default=10, help="to be timed, and to be profiled (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them (%(default)s)")
     add("--batch", type=int, default=64, help="images a step (%(default)s)")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,7 @@ def train(made: dict[str, Any]) -> tuple[float, float | None]:
     """The student's test accuracy, in percent, and how many minutes its training took; ``None``
     where the run, or a part of it, was done before."""
     if "train" in made.get("teacher", {}):
+        print(f"its teacher, {made['teacher']['use']}", file=sys.stderr)
         kdzoo.run(teacher_alone(made), runs=RUNS)
     begun = time.time()
     run = kdzoo.run(made, runs=RUNS)
@@ -119,7 +121,10 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
         for number, method in enumerate(METHODS):
             if method not in args.methods:
                 continue
-            done = [train(spec(pair, method, seed, args)) for seed in args.seeds]
+            done = []
+            for seed in args.seeds:
+                print(f"{' -> '.join(pair)}, {method}, seed {seed}", file=sys.stderr)
+                done.append(train(spec(pair, method, seed, args)))
             accuracies = [accuracy for accuracy, _ in done]
             minutes = [took for _, took in done if took is not None]
             mean, known = statistics.mean(accuracies), PUBLISHED[pair][number]
@@ -139,13 +144,13 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="where CIFAR-100 is: torchvision's, or folders")
     add("--download", action="store_true", help="let torchvision download it")
-    add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="all eleven")
-    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="%(default)s")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="%(default)s")
+    add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="which (all eleven)")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="which (all five)")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="which (0 1 2)")
     add("--epochs", type=int, default=EPOCHS, help="of each training (%(default)s)")
     add("--batch", type=int, default=BATCH, help="images a step (%(default)s)")
     add("--teachers", type=Path, help="a folder of published checkpoints, TEACHER.pth each")
-    add("--device", default="auto", help="%(default)s")
+    add("--device", default="auto", help="as in a spec (%(default)s)")
     add("--compile", action="store_true", help="compile the steps")
     add("--bf16", action="store_true", help="compute them in bfloat16")
     args = parser.parse_args()

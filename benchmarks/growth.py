@@ -128,8 +128,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="How a step of kdzoo's engine grows.")
     add = parser.add_argument
-    add("--axes", nargs="+", default=AXES, choices=AXES, help="%(default)s")
-    add("--pair", default="resnet20:resnet8", metavar="TEACHER:STUDENT", help="%(default)s")
+    add("--axes", nargs="+", default=AXES, choices=AXES, help="which (all)")
+    add("--pair", default="resnet20:resnet8", metavar="TEACHER:STUDENT", help="which (%(default)s)")
     add("--batches", nargs="+", type=int, default=[16, 64, 256], help="%(default)s")
     add("--classes", nargs="+", type=int, default=[10, 100, 1000], help="%(default)s")
     add("--taps", nargs="+", type=int, default=[1, 2, 3], help="%(default)s")

@@ -61,10 +61,12 @@ def peak(rounds: int) -> float:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="A step of kd beside the processor's limit.")
-    parser.add_argument("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="which"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="torch's (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="images a step (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each (%(default)s)")
     add_output(parser, "limit")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -75,10 +75,10 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="Memory at peak, kdzoo beside other loops.")
     add = parser.add_argument
-    add("--pair", default=PAIRS[0], metavar="TEACHER:STUDENT", help="%(default)s")
-    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="%(default)s")
+    add("--pair", default=PAIRS[0], metavar="TEACHER:STUDENT", help="which (%(default)s)")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="which (all)")
     add("--rounds", type=int, default=3, help="a new process in each (%(default)s)")
-    add("--steps", type=int, default=6, help="(%(default)s)")
+    add("--steps", type=int, default=6, help="of each (%(default)s)")
     add("--batch", type=int, default=64, help="images a step (%(default)s)")
     add("--samples", type=int, default=50_000, help="training images (%(default)s)")
     add("--negatives", type=int, default=16_384, help="of crd, an image (%(default)s)")

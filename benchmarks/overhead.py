@@ -80,10 +80,10 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="What kdzoo's own parts of a step cost.")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of a turn (%(default)s)")
     parser.add_argument("--images", type=int, default=12800, help="a tenth of them for validation")
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--classes", type=int, default=100, help="how many (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's (%(default)s)")
     add_output(parser, "overhead")
     args = parser.parse_args()
     costs: dict[str, list[list[float]]] = {label: [] for label in POLICIES}

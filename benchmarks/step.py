@@ -93,16 +93,16 @@ def arguments() -> argparse.Namespace:
         description="Images a second of whole training steps, kdzoo beside other loops."
     )
     add = parser.add_argument
-    add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="%(default)s")
-    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="%(default)s")
+    add("--pairs", nargs="+", default=PAIRS, metavar="TEACHER:STUDENT", help="which (%(default)s)")
+    add("--methods", nargs="+", default=METHODS, choices=METHODS, help="which (all)")
     add("--rounds", type=int, default=5, help="how often each has its turn (%(default)s)")
     add("--steps", type=int, default=20, help="counted steps a round (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")
     add("--threads", type=int, default=2, help="torch's threads (%(default)s)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (%(default)s)")
     add("--batch", type=int, default=64, help="images a step (%(default)s)")
     add("--samples", type=int, default=50_000, help="training images (%(default)s)")
-    add("--classes", type=int, default=100, help="(%(default)s)")
+    add("--classes", type=int, default=100, help="of the images (%(default)s)")
     add("--negatives", type=int, default=16_384, help="of crd, an image (%(default)s)")
     add(
         *("--workers", "-w"),

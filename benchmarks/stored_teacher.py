@@ -93,12 +93,14 @@ def chunked(args: argparse.Namespace) -> list[float]:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="A study with and without stored outputs.")
-    parser.add_argument("--pair", default="resnet110:resnet20", metavar="TEACHER:STUDENT")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument(
+        "--pair", default="resnet110:resnet20", metavar="TEACHER:STUDENT", help="%(default)s"
+    )
+    parser.add_argument("--trials", type=int, default=20, help="of each study (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="of a trial (%(default)s)")
     parser.add_argument("--images", type=int, default=2272, help="a tenth of them for validation")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64, help="images a step (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="of the comparison of chunks")
     add_output(parser, "stored_teacher")
     args = parser.parse_args()

@@ -25,6 +25,7 @@ from result import Result, add_output, paired, share, spread
 import kdzoo
 from kdzoo.extend.registry import registry
 
+MODELS = ["shufflenet_v2_x0_5", "resnet18"]
 _MEASURED: list[tuple[float, float, float]] = []  # an epoch's end, loader share, CPU seconds
 
 
@@ -55,11 +56,13 @@ def write_photographs(root: Path, count: int) -> None:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="Streamed images beside the training step.")
-    parser.add_argument("--models", nargs="+", default=["shufflenet_v2_x0_5", "resnet18"])
-    parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="of torchvision")
+    parser.add_argument("--images", type=int, default=384, help="in an epoch (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="one not counted (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="that read (0 1 2)"
+    )
+    parser.add_argument("--size", type=int, default=224, help="pixels a side (%(default)s)")
     add_output(parser, "streaming")
     args = parser.parse_args()
     result = Result(args, "1 thread")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdzoo.errors import KdzooError
+from kdzoo.torchrun import rank_and_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _WIDE = 10_000  # columns, more than any table has
+_TOGETHER = ("run", "tune")  # what several processes do, or refuse, together
 
 app = typer.Typer(
     name="kdzoo",
@@ -65,6 +67,7 @@ def _add(files: list[Path] | None) -> None:
 
 @app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where in the code an error came from.")
@@ -76,6 +79,8 @@ def _options(
 
         print(metadata.version("kdzoo"))
         raise typer.Exit
+    if rank_and_count()[0] > 0 and context.invoked_subcommand not in _TOGETHER:
+        raise typer.Exit  # the first process does it
 
 
 @app.command()

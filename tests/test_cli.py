@@ -74,6 +74,19 @@ def test_debug_shows_where_an_error_came_from(
     assert "Traceback" in done.stderr
 
 
+def test_of_several_processes_the_first_does_what_is_no_training(
+    kdzoo_command: Callable[..., Any],
+) -> None:
+    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    first, second = (
+        kdzoo_command("init", "digits", env={**os.environ, **torchrun, "RANK": rank})
+        for rank in "01"
+    )
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert "Wrote digits.yaml" in first.stdout
+    assert second.stdout == second.stderr == ""
+
+
 def test_the_plugins_are_listed(kdzoo_command: Callable[..., Any]) -> None:
     assert kdzoo_command("plugins", "--check").returncode == 0
     listed = json.loads(kdzoo_command("plugins", "--json").stdout)

@@ -28,6 +28,7 @@ from kdzoo.data.images import Images, own_rows
 from kdzoo.errors import KdzooError, ProcessError, RunError, SpecError
 from kdzoo.extend.gathering import shared_as
 from kdzoo.spec.models import Spec
+from kdzoo.torchrun import rank_and_count
 from kdzoo.training.whole_batch import WholeBatch
 
 __all__ = ["Processes", "processes", "refuse_too_many_processes"]
@@ -36,7 +37,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("kdzoo")
 
-_STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _LOOK = 0.05  # seconds between two looks at what the others say
 _STOPPING = 20.0  # seconds in which the others stop when all are told to; torchrun gives them 30
 _LEAVING = 30.0  # seconds that the others have to hear that all is done
@@ -278,8 +278,8 @@ class _Several(Processes):
 
     def _lose(self) -> None:
         self._loss = ProcessError(
-            f"one of the {self.count} processes was lost (killed, or its machine is gone); the "
-            "same command goes on from the last finished epoch"
+            f"one of the {self.count} processes was lost, or torchrun (killed, or its machine is "
+            "gone); the same command goes on from the last finished epoch"
         )
         self._claim(str(self._loss))
 
@@ -319,7 +319,7 @@ class _Done:
 @functools.cache
 def processes() -> Processes:
     """Those that torchrun has started, or whatever else sets the variables that it sets."""
-    if not all(name in os.environ for name in _STARTED) or int(os.environ["WORLD_SIZE"]) == 1:
+    if rank_and_count()[1] == 1:
         return Processes()
     if not distributed.is_available():
         raise RunError("this torch was built without torch.distributed: start one process")

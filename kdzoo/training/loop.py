@@ -149,6 +149,8 @@ class Trainer:
     ) -> None:
         """One stage: epochs ``first`` to ``last`` of the run, or those that are left of them."""
         self.distiller.begin_stage(stage.terms, stage.policy, compiled=stage.spec.train.compile)
+        if stage.spec.train.compile:
+            log.info("its first step is compiled, which takes a minute or more")
         parameters = learning_parameters(self.distiller, stage.spec)
         optimizer = make_optimizer(stage.spec.train.optimizer, parameters)
         schedule = make_schedule(stage.spec.train.schedule, optimizer, stage.spec.train.epochs)
@@ -310,6 +312,8 @@ class Trainer:
     def _say_what_changed(self, curves: TeachingCurves) -> None:
         """The classes that the policy has just come to suspect, or to stop."""
         assert curves.state is not None
+        if self.epoch == self.spec.epochs:
+            return  # nothing follows that it could change
         for state, words in (
             (ClassState.SUSPECT, "the policy suspects"),
             (ClassState.UNTAUGHT, "no longer taught"),

@@ -199,6 +199,20 @@ def assert_same_student(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_outlives_torchrun(tmp_path: Path, rich: dict[str, Any], start: Start) -> None:
+    process = start({**rich, "baseline": False, "train": {**rich["train"], "epochs": 30}})
+    checkpointed(tmp_path, process, "tiny-??????????")
+    workers = by_rank(process)
+    process.kill()
+    psutil.wait_procs(workers, timeout=240)
+    output, said = process.communicate(timeout=10)
+    assert output.count("Run directory:") == 1, said
+    (message,) = ours(said)  # of the other, which can only know that somebody is gone
+    assert "or torchrun" in message
+    assert list(tmp_path.glob("runs/tiny-??????????/report.json"))
+
+
+@pytest.mark.slow
 def test_torchrun_starts_lost_processes_again(
     tmp_path: Path, rich: dict[str, Any], start: Start
 ) -> None:
@@ -303,7 +317,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on_alone(
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     (message,) = ours(said)
-    assert "one of the 2 processes was lost" in message
+    assert "one of the 2 processes was lost, or torchrun" in message
     assert "the same command goes on from the last finished epoch" in message
     (directory,) = tmp_path.glob("runs/tiny-??????????")
     done = torch.load(directory / "checkpoint.pt", weights_only=True)["epoch"]
