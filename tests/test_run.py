@@ -386,6 +386,11 @@ def test_the_log_says_once_when_a_class_is_suspected_and_when_it_is_stopped(
         "after epoch 1: the policy suspects: b",
         "after epoch 2: no longer taught: b",
     ]
+    caplog.clear()
+    short = {**tiny, "baseline": False, "policy": "stops", "train": {**tiny["train"], "epochs": 2}}
+    kdzoo.run(short, runs=tmp_path)
+    said = [line for line in caplog.messages if line.startswith("after epoch")]
+    assert said == ["after epoch 1: the policy suspects: b"]  # after the last it is of no use
 
 
 def test_the_best_validation_epoch_is_tested_once(
