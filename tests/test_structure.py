@@ -20,6 +20,7 @@ ROOMS = [
     "errors",
     "seeds",
     "words",
+    "torchrun",
     "extend",
     "spec",
     "data",
