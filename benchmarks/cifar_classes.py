@@ -124,8 +124,7 @@ def accuracies(report: kdzoo.Report, name: str = "", *, corrected: bool = False)
     """(C,), of the test images: the student's or the baseline's, also after offsets."""
     score = report.baseline if name == "baseline" else report.student
     assert score is not None
-    after = corrected or name == "bias"
-    return np.array(list((score.corrected if after else score.classes).values()))
+    return np.array(list((score.corrected if corrected else score.classes).values()))
 
 
 def points(values: Sequence[float]) -> Cell:
@@ -153,10 +152,10 @@ def show(result: Result) -> None:
         runs = finished(name) if name in POLICIES else plain
         rows = []
         for seed in sorted(runs.keys() & plain.keys()):
-            own, taught = accuracies(runs[seed], name), accuracies(plain[seed])
-            after, taught_after = (
-                accuracies(each, role, corrected=True)
-                for each, role in ((runs[seed], name), (plain[seed], "all"))
+            after = accuracies(runs[seed], name, corrected=True)
+            own = after if name == "bias" else accuracies(runs[seed], name)
+            taught, taught_after = (
+                accuracies(plain[seed], corrected=corrected) for corrected in (False, True)
             )
             change = own - accuracies(plain[seed], "baseline")
             classes = list(runs[seed].student.classes)

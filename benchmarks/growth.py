@@ -34,6 +34,7 @@ from result import Cell, Result, add_output, median, paired
 
 HERE = Path(__file__).parent
 AXES = ("batch", "classes", "taps", "processes")
+PROCESSES = ("1x1", "1x2", "2x1")  # how many, and the threads of each
 
 
 def variants(axis: str, job: Job, args: argparse.Namespace) -> dict[str, Job]:
@@ -130,11 +131,10 @@ def main() -> None:
     add = parser.add_argument
     add("--axes", nargs="+", default=AXES, choices=AXES, help="which (all)")
     add("--pair", default="resnet20:resnet8", metavar="TEACHER:STUDENT", help="which (%(default)s)")
-    add("--batches", nargs="+", type=int, default=[16, 64, 256], help="%(default)s")
-    add("--classes", nargs="+", type=int, default=[10, 100, 1000], help="%(default)s")
-    add("--taps", nargs="+", type=int, default=[1, 2, 3], help="%(default)s")
-    several = ["1x1", "1x2", "2x1"]
-    add("--processes", nargs="+", default=several, metavar="PROCESSESxTHREADS", help="%(default)s")
+    add("--batches", nargs="+", type=int, default=[16, 64, 256], help="images (%(default)s)")
+    add("--classes", nargs="+", type=int, default=[10, 100, 1000], help="how many (%(default)s)")
+    add("--taps", nargs="+", type=int, default=[1, 2, 3], help="how many (%(default)s)")
+    add("--processes", nargs="+", default=PROCESSES, metavar="NxTHREADS", help="%(default)s")
     add("--rounds", type=int, default=5, help="how often each has its turn (%(default)s)")
     add("--steps", type=int, default=20, help="counted steps a round (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")

@@ -94,7 +94,10 @@ def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description="A study with and without stored outputs.")
     parser.add_argument(
-        "--pair", default="resnet110:resnet20", metavar="TEACHER:STUDENT", help="%(default)s"
+        "--pair",
+        default="resnet110:resnet20",
+        metavar="TEACHER:STUDENT",
+        help="which (%(default)s)",
     )
     parser.add_argument("--trials", type=int, default=20, help="of each study (%(default)s)")
     parser.add_argument("--epochs", type=int, default=1, help="of a trial (%(default)s)")

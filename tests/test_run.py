@@ -460,16 +460,6 @@ def test_a_corrected_student_has_the_accuracies_of_the_report(
         assert accuracy == pytest.approx(score.corrected[name], abs=1e-6)
 
 
-def test_a_student_without_validation_images_cannot_be_corrected(
-    tmp_path: Path, tiny: dict[str, Any]
-) -> None:
-    alone = {"teacher": None, "baseline": False, "policy": "all", "losses": ["ce"]}
-    tiny["data"]["validation"] = 0
-    run = kdzoo.run({**tiny, **alone}, runs=tmp_path)
-    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json.*no validation images"):
-        kdzoo.load_student(run.directory, corrected=True)
-
-
 def test_a_student_whose_model_is_gone_or_has_other_params(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

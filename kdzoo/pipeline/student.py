@@ -53,14 +53,14 @@ def load_student(directory: str | Path, *, corrected: bool = False) -> Network:
     network, recipe = _trained_student(directory)
     if corrected:
         file = RunDirectory(Path(directory)).report
-        offsets = Report.read(file).student.correction
-        if offsets is None:
+        fitted = Report.read(file).student.correction
+        if fitted is None:
             raise CheckpointError(
                 f"{file}: has no offsets to correct the student by, since the run has no "
                 "validation images; load it without `corrected`"
             )
-        values = torch.tensor([offsets.offsets[name] for name in recipe.classes])
-        network.correction = Correction(offsets.scale, values)
+        offsets = torch.tensor([fitted.offsets[name] for name in recipe.classes])
+        network.correction = Correction(fitted.scale, offsets)
     return network
 
 

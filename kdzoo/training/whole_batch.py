@@ -103,6 +103,7 @@ def _batch_norm(
         return functional.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
+    answer: Tensor
     answer, mean, variance, count = _Normalized.apply(input, weight, bias, eps)
     with torch.no_grad():
         if running_mean is not None:
@@ -110,8 +111,7 @@ def _batch_norm(
         if running_var is not None:
             unbiased = variance * (count / (count - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    normalized: Tensor = answer
-    return normalized
+    return answer
 
 
 class _Normalized(torch.autograd.Function):
@@ -132,8 +132,8 @@ class _Normalized(torch.autograd.Function):
         mean, variance = torch.batch_norm_update_stats(input.to(wide), None, None, 0.0)
         mean, variance = mean.double(), variance.double()
         count = mean.new_full((1,), input.numel() // input.shape[1])
-        sums = torch.cat([mean * count, (variance + mean.square()) * count, count])
-        sums = _over_processes(sums)
+        own = [mean * count, (variance + mean.square()) * count, count]
+        sums = _over_processes(torch.cat(own))
         count = sums[-1]
         mean, squares = (sums[:-1] / count).chunk(2)
         variance = (squares - mean.square()).clamp(min=0)

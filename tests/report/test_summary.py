@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import kdzoo
 from kdzoo.report.evidence import mcnemar
@@ -90,10 +91,13 @@ def test_without_validation_images_nothing_is_corrected(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     tiny["data"]["validation"] = 0
-    report = kdzoo.run(tiny, runs=tmp_path).report
+    run = kdzoo.run(tiny, runs=tmp_path)
+    report = run.report
     assert report.comparison is not None
     assert report.comparison.corrected_differences == report.student.corrected == {}
     assert report.student.corrected_accuracy is None
+    with pytest.raises(kdzoo.CheckpointError, match=r"report\.json.*no validation images"):
+        kdzoo.load_student(run.directory, corrected=True)
 
 
 def test_a_thousand_classes_stay_readable() -> None:
