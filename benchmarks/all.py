@@ -4,8 +4,8 @@
     python benchmarks/all.py startup memory
 
 On two cores it takes about two hours, in which nothing else should run. What trains for accuracy
-and not for time is no part of it: cifar_classes.py, cifar_short.py, cifar100_table.py,
-label_weight.py, planted_signals.py.
+and not for time is no part of it (cifar_classes.py, cifar_short.py, cifar100_table.py,
+label_weight.py, planted_signals.py), nor is what needs a GPU (gpu.py).
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ The specs are those that ``kdzoo init`` writes; teachers are trained once, unles
 names a folder of published checkpoints (``resnet32x4.pth``, ...). Each run is an ordinary one in
 runs/cifar100-table: what was cut off goes on, what is finished is found again.
 
-The last line above is the preset for one GPU; no GPU was at hand to measure what it gains and what
-it does to the accuracies. ``--batch`` scales each learning rate linearly, with the batch beside the
-recipe's 64, and ``--epochs`` shortens the recipe in proportion. What comes out of another batch or
-length is not to be put beside the published numbers, and their columns are left out.
+The last line above is the preset for one GPU. What it gains there is in docs/benchmarks.md; what it
+does to the accuracies was not measured. ``--batch`` scales each learning rate linearly, with the
+batch beside the recipe's 64, and ``--epochs`` shortens the recipe in proportion. What comes out of
+another batch or length is not to be put beside the published numbers, and their columns are left
+out.
 
 The published numbers are test accuracies after the last epoch: ce, kd, fitnet and crd from the
 tables of Tian et al. (Contrastive Representation Distillation, ICLR 2020), dkd from those of Zhao

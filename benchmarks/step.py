@@ -26,7 +26,8 @@ in it: for kdzoo its curves, the policy's decision and a checkpoint, for the oth
 costs that is started anew.
 
 With ``--device cuda`` all of them train on the GPU, each as it would be written for one; it is
-waited for before the time is taken. This was tested on a processor only, never timed on a GPU.
+waited for before the time is taken. ``--compile`` and ``--bf16`` are kdzoo's presets for it, and
+gpu.py has a shorter way to compare them.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def arguments() -> argparse.Namespace:
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")
     add("--threads", type=int, default=2, help="torch's threads (%(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where (%(default)s)")
+    add("--compile", action="store_true", help="kdzoo compiles its steps")
+    add("--bf16", action="store_true", help="kdzoo's networks compute in bfloat16")
     add("--batch", type=int, default=64, help="images a step (%(default)s)")
     add("--samples", type=int, default=50_000, help="training images (%(default)s)")
     add("--classes", type=int, default=100, help="of the images (%(default)s)")
@@ -155,6 +158,8 @@ def main() -> None:
                 trial=args.trial,
                 log_every=log_every,
                 device=args.device,
+                compile=args.compile,
+                precision="bf16" if args.bf16 else "fp32",
             )
             for pair in args.pairs
             for method in args.methods

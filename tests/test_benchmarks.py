@@ -224,12 +224,29 @@ def test_every_measurement_is_shown_and_kept(
 
 
 def test_the_suite_names_every_measurement(tmp_path: Path, warm: Warm) -> None:
-    """Each script with a result is a part of it, but for what trains for accuracy."""
+    """Each script with a result is a part, but for what trains for accuracy or needs a GPU."""
     done = warm.run(str(BENCHMARKS / "all.py"), "--list", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
     keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
-    assert named == keeping - {"cifar_classes", "label_weight", "planted_signals"}
+    assert named == keeping - {"cifar_classes", "gpu", "label_weight", "planted_signals"}
+
+
+@pytest.mark.slow
+def test_the_gpus_benchmark_compares_the_preset(tmp_path: Path, warm: Warm) -> None:
+    small = "--rounds 1 --steps 2 --skip 2 --batches 8 --samples 200 --workers 0 --trial 2"
+    done = warm.run(
+        *(str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--pair", "resnet8:resnet8"),
+        *(*small.split(), "--epochs", "2", "--output", str(tmp_path / "gpu")),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, steps = json.loads((tmp_path / "gpu.json").read_text())["tables"]
+    (_, (first, each, took, computed)) = whole["rows"][0]
+    assert first["values"][0] + each["values"][0] < took["values"][0] < computed["values"][0]
+    (_, cells) = steps["rows"][0]
+    assert all(value > 0 for cell in cells for value in cell["values"])
+    assert steps["columns"] == ["plain", "kdzoo", "preset", "kdzoo / plain", "preset / plain"]
 
 
 @pytest.mark.slow

@@ -1102,6 +1102,23 @@ def test_a_changed_environment_is_announced_on_resume(
     assert torch.get_num_threads() == 1
 
 
+def test_a_gpu_does_convolutions_in_a_fixed_order(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the caller had set is put back. That the bits are the same is test_gpu.py's."""
+    cudnn, seen, original = torch.backends.cudnn, set(), Trainer._epoch
+
+    def watched(self: Trainer, *arguments: Any) -> None:
+        seen.add((cudnn.deterministic, cudnn.benchmark))
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_epoch", watched)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    kdzoo.run(tiny, runs=tmp_path)
+    assert seen == {(True, False)}
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+
+
 def test_a_damaged_environment_is_said_once(
     tmp_path: Path, tiny: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,6 +106,8 @@ def spec(job: Job) -> dict[str, Any]:
         "train": {
             "epochs": 240,
             "batch_size": job.batch,
+            "compile": job.compile,
+            "precision": job.precision,
             "optimizer": {"use": "sgd", "lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY},
         },
         "losses": losses,
@@ -120,12 +122,12 @@ def spec(job: Job) -> dict[str, Any]:
 def run(job: Job, watch: Watch) -> None:
     """Train until the watch has seen enough."""
     _WATCH[:] = [watch]
-    with tempfile.TemporaryDirectory() as directory, _installed(Path(directory) / "site"):
+    with tempfile.TemporaryDirectory() as directory, installed(Path(directory) / "site"):
         kdzoo.run(spec(job), runs=Path(directory) / "runs")
 
 
 @contextlib.contextmanager
-def _installed(site: Path) -> Iterator[None]:
+def installed(site: Path) -> Iterator[None]:
     """This module looks installed in here: a distribution with an entry point."""
     info = site / "kdzoo_step-1.0.dist-info"
     info.mkdir(parents=True)

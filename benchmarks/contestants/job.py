@@ -53,6 +53,8 @@ class Job:
         policy: kdzoo: the class policy.
         taps: kdzoo: how many pairs of stages fitnet compares; 0 for the one of the paper.
         device: where is trained, ``cpu`` or ``cuda``.
+        compile: kdzoo: whether its steps are compiled.
+        precision: kdzoo: what the networks compute in, ``fp32`` or ``bf16``.
     """
 
     pair: tuple[str, str]
@@ -69,6 +71,8 @@ class Job:
     policy: dict[str, Any] = field(default_factory=lambda: {"use": "all"})
     taps: int = 0
     device: str = "cpu"
+    compile: bool = False
+    precision: str = "fp32"
 
 
 class NotOfferedError(Exception):

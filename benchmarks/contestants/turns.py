@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +100,9 @@ def measure(
     """Let some contestants take turns."""
     results: dict[str, Measured] = {}
     for name, (contestant, job) in contestants.items():
+        begun = time.perf_counter()
         said, what = contestant.start(job)
+        print(f"{name}: {said} after {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         results[name] = Measured([], {}, what) if said == "failed" else Measured([], what)
     for number in range(rounds):
         going = [name for name, result in results.items() if not result.reason]

@@ -53,7 +53,9 @@ class _MemorySplit(Split):
     def augmented(
         self, order: Tensor, sizes: Sequence[int], epoch: int
     ) -> Generator[View, None, None]:
-        order = order.to(self.indices.device)
+        if self.indices.is_cuda:  # from other memory the copy would be waited for
+            order = torch.empty_like(order, pin_memory=True).copy_(order)
+        order = order.to(self.indices.device, non_blocking=True)
         indices = self.indices[order]
         # Drawn for all batches at once: the hash is many small operations.
         parts = (self.targets[order], indices, self._augmentation.draw(indices, epoch))

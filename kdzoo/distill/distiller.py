@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kdzoo.distill.curves import CurveRecorder
 from kdzoo.distill.folding import fold_batch_norm
@@ -253,7 +253,8 @@ class Distiller(nn.Module):
         """
         self.terms = tuple(terms)
         self.policy = policy
-        self._compiled = _as_one_graph(self._measure) if compiled else None
+        device = self.teacher_weights.device
+        self._compiled = _as_one_graph(self._measure, device) if compiled else None
         self._first_epoch = len(self.curves.history)
         self._declared = Declared.by(policy)
         compares, on_validation = self._declared.similarity, self._declared.validation
@@ -298,6 +299,8 @@ class Distiller(nn.Module):
             progress = float(len(self.curves.history) - self._first_epoch)
         measure = self._compiled or self._measure
         values, student = measure(inputs, targets, indices, progress, taught)
+        if self._compiled and inputs.is_cuda:  # the next step writes over what is the graph's own
+            values = {name: value.clone() for name, value in values.items()}
         # Not in the graph, which would be another one for each factor.
         total = student.logits.new_zeros(())
         for term in self.terms:
@@ -581,11 +584,18 @@ class Distiller(nn.Module):
             getattr(self, name).copy_(torch.from_numpy(values))
 
 
-def _as_one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function as torch compiles it; it draws the numbers that it would draw without."""
+def _as_one_graph(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A function as torch compiles it; it draws the numbers that it would draw without.
+
+    A GPU is told of all its kernels at once (CUDA graphs): one by one takes longer than to compute
+    them. Several processes exchange something in between; there it is one by one.
+    """
     # All distillers share this function, and it may be compiled only so often.
     torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, options={"fallback_random": True})
+    alone = not (distributed.is_available() and distributed.is_initialized())
+    captured = device.type == "cuda" and alone
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": captured}
+    return torch.compile(function, fullgraph=True, options=options)
 
 
 class _NoTeacher(Outputs):

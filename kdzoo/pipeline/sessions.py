@@ -44,13 +44,13 @@ class Sessions:
 
     def do(self, spec: Spec, *, fresh: bool = False, wait: bool = False) -> Run:
         """One run, as :func:`run` does it."""
-        with _threads(spec):
+        with _computing(spec):
             return _do(self.of(spec), spec, "student", fresh=fresh, wait=wait)
 
     def train(self, spec: Spec, watch: Watch) -> RunDirectory:
         """One run, up to where the test images would be read. It is the run that :func:`run`
         finishes: found by the same hash, in the same directory."""
-        with _threads(spec):
+        with _computing(spec):
             return _train(self.of(spec), spec, "student", watch)
 
     def take_part(self, job: Job) -> None:
@@ -61,7 +61,7 @@ class Sessions:
                 f'data "{job.spec.data.use}": the images are not those of the first process; each '
                 "machine needs the same"
             )
-        with _threads(job.spec):
+        with _computing(job.spec):
             Plan(session, job.spec, job.role).fit(None)
 
     @property
@@ -86,7 +86,7 @@ class Sessions:
         for spec in specs:
             key = dump_spec(spec.model_copy(update={"seed": 0}))
             if key not in tried and not self.directory(spec).finished:
-                with _threads(spec):
+                with _computing(spec):
                     Plan(self.of(spec), spec, "student")
             tried.add(key)
 
@@ -153,16 +153,21 @@ def _found(session: Session, directory: RunDirectory, spec: Spec, role: Role) ->
 
 
 @contextlib.contextmanager
-def _threads(spec: Spec) -> Iterator[None]:
-    """The spec's number of threads; that, and the caller's random state, are put back."""
-    threads = torch.get_num_threads()
+def _computing(spec: Spec) -> Iterator[None]:
+    """The spec's number of threads, and convolutions that a GPU does in the same way each time;
+    these, and the caller's random state, are put back."""
+    cudnn = torch.backends.cudnn
+    threads, before = torch.get_num_threads(), (cudnn.deterministic, cudnn.benchmark)
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
+    # Which way a benchmark finds the fastest is not the same each time, nor are the last digits.
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         with torch.random.fork_rng():
             yield
     finally:
         torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 @contextlib.contextmanager
