@@ -27,6 +27,7 @@ PARTS = {
     "growth_processes_wide": "growth.py --axes processes --pair resnet32x4:resnet8x4 --rounds 2 "
     "--steps 6 --skip 1 --output {results}/growth_processes_wide",
     "crd_bank": "crd_bank.py",
+    "crd_run": "crd_run.py",
     "memory": "memory.py",
     "startup": "startup.py",
     "anatomy": "anatomy.py",

@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,13 @@ def grow(axis: str, job: Job, args: argparse.Namespace, result: Result, folder: 
     }
     speeds = {label: each.images_per_second for label, each in measured.items()}
     show(axis, seconds, speeds, result)
+
+
+def cut(text: str) -> str:
+    """A number of processes and the threads of each, if that is what it says."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text} is not NxTHREADS, such as 2x1")
+    return text
 
 
 def grow_processes(job: Job, args: argparse.Namespace, result: Result, folder: Path) -> None:
@@ -134,7 +142,14 @@ def main() -> None:
     add("--batches", nargs="+", type=int, default=[16, 64, 256], help="images (%(default)s)")
     add("--classes", nargs="+", type=int, default=[10, 100, 1000], help="how many (%(default)s)")
     add("--taps", nargs="+", type=int, default=[1, 2, 3], help="how many (%(default)s)")
-    add("--processes", nargs="+", default=PROCESSES, metavar="NxTHREADS", help="%(default)s")
+    add(
+        "--processes",
+        nargs="+",
+        type=cut,
+        default=PROCESSES,
+        metavar="NxTHREADS",
+        help=" ".join(PROCESSES),
+    )
     add("--rounds", type=int, default=5, help="how often each has its turn (%(default)s)")
     add("--steps", type=int, default=20, help="counted steps a round (%(default)s)")
     add("--skip", type=int, default=5, help="steps before them, not counted (%(default)s)")

@@ -189,6 +189,7 @@ SMALL = "--rounds 1 --steps 3 --skip 1 --threads 1"
             ["2 images ", "4 images ", "3 classes ", "2 taps ", "1x1 ", "1x2 ", "2x1 "],
         ),
         ("crd_bank.py --banks 20000 30000 --rounds 1 --threads 1", ["20,000 ", "30,000 "]),
+        ("crd_run.py --samples 6000 --classes 20 --negatives 256", ["6,000 images"]),
         (
             "memory.py --pair resnet8:resnet8 --methods ce crd --rounds 2 --steps 2 --batch 4 "
             "--samples 200 --negatives 32 --threads 1",

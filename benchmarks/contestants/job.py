@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import multiprocessing
 import os
 import time
 import traceback
@@ -147,6 +148,9 @@ def serve(contestant: str, connection: Connection, log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    # Loaders start their processes as they would in a script. As this one was started, each of
+    # them would import torch.
+    multiprocessing.set_start_method(None, force=True)
     while (job := connection.recv()) is not None:
         try:
             torch.set_num_threads(job.threads)
