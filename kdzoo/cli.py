@@ -450,7 +450,8 @@ def main() -> None:
         print(f"kdzoo: {error}", file=sys.stderr)
         sys.exit(1)
     finally:  # all is said and done: an impatient one would see torch's clean-up fail
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +133,7 @@ class Images:
 
     def epoch(
         self, number: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
-    ) -> Iterator[View]:
+    ) -> Generator[View, None, None]:
         """Augmented training batches in the order of one epoch.
 
         Args:

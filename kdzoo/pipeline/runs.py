@@ -107,6 +107,7 @@ def _run_study(specs: tuple[Spec, ...], sessions: Sessions, fresh: bool) -> Stud
     identities = [sessions.of(one).identity(one) for one in specs]
     _refuse_the_same_run(specs, identities)
     sessions.put_together(specs)
+    names = told_apart([_as_set(one) for one in specs])
     done: dict[int, Run] = {}
     failures: list[KdzooError] = []
     postponed: list[tuple[int, Spec]] = []
@@ -115,11 +116,11 @@ def _run_study(specs: tuple[Spec, ...], sessions: Sessions, fresh: bool) -> Stud
         try:
             done[number] = sessions.do(one, fresh=fresh, wait=wait)
         except NonFiniteError as error:
-            failures.append(error)
             log.warning("run %d of %d failed: %s", number, len(specs), error)
+            failures.append(NonFiniteError(f"{names[number - 1]}: {error}"))
 
     for number, one in enumerate(specs, 1):
-        log.info("run %d of %d: seed %d", number, len(specs), one.seed)
+        log.info("run %d of %d: %s", number, len(specs), names[number - 1])
         try:
             do(number, one, fresh=fresh)
         except LockedError:

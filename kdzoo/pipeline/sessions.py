@@ -18,7 +18,6 @@ from kdzoo.report.summary import Report
 from kdzoo.spec.models import Spec
 from kdzoo.spec.read import dump_spec
 from kdzoo.training.directory import RunDirectory
-from kdzoo.training.environment import keep_environment
 from kdzoo.training.evaluate import Ints
 from kdzoo.training.loop import Watch
 from kdzoo.training.weights import read_weights
@@ -141,7 +140,6 @@ def _train(session: Session, spec: Spec, role: Role, watch: Watch) -> RunDirecto
 
 def _found(session: Session, directory: RunDirectory, spec: Spec, role: Role) -> Run:
     log.info("%s: finished before, in %s", role, directory.path)
-    keep_environment(directory, session.environment(spec))
     if role != "teacher":  # whose weights are read where it teaches
         try:
             read_weights(directory.student)

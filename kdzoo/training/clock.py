@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 
 from kdzoo.data.images import View
 
@@ -21,16 +22,16 @@ class LoaderClock:
     def __init__(self) -> None:
         self.share = 0.0
 
-    def watched(self, views: Iterable[View]) -> Iterator[View]:
-        """The views of an epoch, as they come."""
+    def watched(self, views: Generator[View, None, None]) -> Generator[View, None, None]:
+        """The views of an epoch, as they come; closed with this."""
         begun, waited = time.perf_counter(), 0.0
-        views = iter(views)
-        while True:
-            asked = time.perf_counter()
-            view = next(views, None)
-            now = time.perf_counter()
-            waited += now - asked
-            self.share = waited / (now - begun)
-            if view is None:
-                return
-            yield view
+        with contextlib.closing(views):
+            while True:
+                asked = time.perf_counter()
+                view = next(views, None)
+                now = time.perf_counter()
+                waited += now - asked
+                self.share = waited / (now - begun)
+                if view is None:
+                    return
+                yield view

@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kdzoo.data.images import Images, own_rows
-from kdzoo.errors import KdzooError, ProcessError, RunError, SpecError
+from kdzoo.errors import KdzooError, NonFiniteError, ProcessError, RunError, SpecError
 from kdzoo.extend.gathering import shared_as
 from kdzoo.spec.models import Spec
 from kdzoo.torchrun import rank_and_count
@@ -155,7 +156,8 @@ class _Several(Processes):
                     self._store.set(f"left/{self._given}/{self.rank}", "")
                     done: T = job.answer
                     return done
-                part(job)
+                with contextlib.suppress(NonFiniteError):  # what follows, the first one says
+                    part(job)
         except BaseException as error:
             self._leave()
             speaks = self._claim(str(error) or type(error).__name__)
@@ -190,6 +192,8 @@ class _Several(Processes):
                 timeout=_PATIENCE,
             )
             yield
+        except NonFiniteError:  # all have the same numbers, and have come to the same end
+            raise
         except BaseException as error:
             if _is_lost(error):
                 raise self._lost() from error
@@ -325,11 +329,35 @@ def processes() -> Processes:
         raise RunError("this torch was built without torch.distributed: start one process")
     try:
         store, rank, count = next(rendezvous("env://"))
+        while isinstance(store, PrefixStore):  # torch's has a number that agents do not agree on
+            store = store.underlying_store
+        return _Several(PrefixStore(_meeting(store, rank, count), store), rank, count)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the processes do not find each other: {error}") from error
-    # torchrun starts all of them again with the same store; what was said before is of no account.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return _Several(PrefixStore(f"kdzoo/{attempt}", store), rank, count)
+
+
+def _meeting(store: Store, rank: int, count: int) -> str:
+    """A name that the processes which are there now agree on, and none that was there before.
+
+    torchrun starts them again with the same store, in which what was said before still stands. How
+    often it did that it tells them, but with several agents each of those counts by itself.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("kdzoo", mine)
+        others = [f"{mine}/{other}" for other in range(1, count)]
+        while not store.check(others):
+            time.sleep(_LOOK)
+        store.set(f"{mine}/all", ",".join(store.get(other).decode() for other in others))
+        return mine
+    while True:
+        if store.check(["kdzoo"]):
+            name = store.get("kdzoo").decode()  # perhaps that of an earlier meeting, as yet
+            store.set(f"{name}/{rank}", mine)
+            there = f"{name}/all"
+            if store.check([there]) and mine in store.get(there).decode().split(","):
+                return name
+        time.sleep(_LOOK)
 
 
 def refuse_too_many_processes(spec: Spec, images: Images) -> None:

@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -180,10 +180,12 @@ class Trainer:
         sizes = self.images.sizes(batch_size)  # of the whole batches; a view has our rows of one
         window: list[Tensor] = []
         self.distiller.train()
-        # What was looked at is shown however the epoch ends. The views have no name here: an error
-        # keeps this frame, and would keep with it the processes that read ahead.
-        with contextlib.closing(Looks(functools.partial(self._log, info))) as looks:
-            for number, (size, view) in enumerate(zip(sizes, self._views(batch_size), strict=True)):
+        # However the epoch ends, readers of images end with it, and what was looked at is shown.
+        with (
+            contextlib.closing(Looks(functools.partial(self._log, info))) as looks,
+            contextlib.closing(self._views(batch_size)) as views,
+        ):
+            for number, (size, view) in enumerate(zip(sizes, views, strict=True)):
                 # Seeded step by step: what a loss draws cannot shift the student's dropout, and a
                 # run that is continued draws what it would have drawn.
                 _reseed(stream(seed, "step", self.step), view.inputs.device)
@@ -204,7 +206,7 @@ class Trainer:
                     looks.add(list(step.terms), self.step - len(window) + 1, rows)
                     window = []
 
-    def _views(self, batch_size: int) -> Iterator[View]:
+    def _views(self, batch_size: int) -> Generator[View, None, None]:
         """Our part of each batch of this epoch."""
         seed, group = self.spec.seed, self.processes
         views = self.images.epoch(self.epoch, batch_size, seed, group.rank, group.count)

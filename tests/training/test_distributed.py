@@ -6,7 +6,9 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,6 +228,31 @@ def test_torchrun_starts_lost_processes_again(
     assert output.count("Run directory:") == 1
 
 
+@pytest.mark.slow
+def test_two_agents_start_lost_processes_again(
+    tmp_path: Path, rich: dict[str, Any], warm: Warm
+) -> None:
+    """Each counts for itself how often it did that; and one keeps a store in which all that was
+    said before still stands."""
+    spec = {**rich, "baseline": False, "train": {**rich["train"], "epochs": 60}}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+    agent = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=2"]
+    run = ["-m", "kdzoo", "run", str(write(tmp_path, spec))]
+    agents = [
+        warm.start(*agent, "--rdzv-id=1", "--rdzv-backend=c10d", place, *run, cwd=tmp_path)
+        for _ in range(2)
+    ]
+    checkpointed(tmp_path, agents[0], "tiny-??????????")
+    workers = [worker for one in agents for worker in by_rank(one)]
+    max(workers, key=lambda worker: int(worker.environ()["RANK"])).kill()
+    said = [one.communicate(timeout=240) for one in agents]
+    assert [one.returncode for one in agents] == [0, 0], said
+    assert sum("student: continued after epoch" in text for _, text in said) == 1
+    assert sum(text.count("Run directory:") for text, _ in said) == 1
+
+
 @pytest.fixture
 def rich(tiny: dict[str, Any]) -> dict[str, Any]:
     """Teacher, baseline and student with batch norm and dropout, a loss that draws, a policy."""
@@ -422,6 +449,26 @@ def test_a_finished_run_is_found_and_a_study_is_led(
         assert process.returncode == 0, said
         assert output.count("Report:") == 1
         assert ("student: finished before" in said) == again
+
+
+def test_a_failed_run_of_a_study_is_left_out(
+    tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
+    """In every process, and the others of the study go on."""
+    alone = {"teacher": None, "baseline": False, "losses": ["ce"], "policy": "all", "seed": 3}
+    sweep = {"train.optimizer.lr": [1.0e20, 0.05, 0.06]}
+    process = start({**tiny, **alone, "sweep": sweep})
+    output, said = process.communicate(timeout=240)
+    assert re.findall(r"run \d of 3.*", said) == [
+        "run 1 of 3: lr=1e+20",
+        *re.findall(r"run 1 of 3 failed: .*", said),
+        "run 2 of 3: lr=0.05",
+        "run 3 of 3: lr=0.06",
+    ]
+    assert "lr=0.05" in output
+    assert "lr=0.06" in output
+    assert re.search(r"1 run failed, and is in no table:\s+lr=1e\+20: .*step", said), said
+    assert process.returncode == 1
 
 
 def test_too_many_processes_are_refused(
