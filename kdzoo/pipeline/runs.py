@@ -107,7 +107,8 @@ def _run_study(specs: tuple[Spec, ...], sessions: Sessions, fresh: bool) -> Stud
     identities = [sessions.of(one).identity(one) for one in specs]
     _refuse_the_same_run(specs, identities)
     sessions.put_together(specs)
-    names = told_apart([_as_set(one) for one in specs])
+    told = told_apart([_as_set(one) for one in specs])
+    names = [said or one.name for said, one in zip(told, specs, strict=True)]
     done: dict[int, Run] = {}
     failures: list[KdzooError] = []
     postponed: list[tuple[int, Spec]] = []
