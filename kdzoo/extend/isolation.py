@@ -235,12 +235,12 @@ class Isolation:
         interrupts: list[int] = []
         try:
             with (
+                _signals(interrupts) as handlers,  # first: Ctrl-C is nobody's mistake in here
                 changed_settings(TORCH_SETTINGS | _PROCESS_SETTINGS | _imports()) as changed,
                 torch.random.fork_rng(devices=[]),
                 _drawing(),
                 _stdout_to_stderr(),
                 self._warnings(),
-                _signals(interrupts, changed),
                 _daemons() as threads,
                 _time_limit(self._seconds),
                 _no_exit(),
@@ -265,7 +265,7 @@ class Isolation:
                 f"starts threads when it is loaded ({', '.join(staying)}), and no command would "
                 "end before them; start them where they are used, or as daemons"
             )
-        if changed := [*depth, *changed]:
+        if changed := [*depth, *handlers, *changed]:
             raise PluginError(
                 f"changes {', '.join(changed)} for everybody when it is loaded; leave that to "
                 "whoever runs it"
@@ -302,10 +302,12 @@ class Isolation:
 
 
 @contextlib.contextmanager
-def _signals(interrupts: list[int], changed: list[str]) -> Iterator[None]:
-    """Note which signals came in, and put their handlers back."""
+def _signals(interrupts: list[int]) -> Iterator[list[str]]:
+    """Note which signals came in, and put their handlers back. The list says so at the end if they
+    were others by then."""
+    changed: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield changed
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -319,7 +321,7 @@ def _signals(interrupts: list[int], changed: list[str]) -> Iterator[None]:
     for number in watched:
         signal.signal(number, note)
     try:
-        yield
+        yield changed
     finally:
         if any(signal.getsignal(number) is not note for number in watched):
             changed.append("what Ctrl-C does")

@@ -23,6 +23,7 @@ from conftest import HERE, entry_points, install
 from fresh import Fresh
 
 import kdzoo
+from kdzoo.extend import isolation
 from kdzoo.extend.bases import Loss
 from kdzoo.extend.hookspecs import HOOKS
 from kdzoo.extend.registry import Registry
@@ -138,6 +139,25 @@ def test_each_broken_plugin_is_a_record_and_the_rest_stays_active(site: Path) ->
     assert torch.get_default_dtype() == torch.float32
     assert Path.cwd() != Path("/")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("moment", [0, 1, 5])
+def test_ctrl_c_while_plugins_are_loaded_is_nobodys_mistake(
+    site: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Also before and after their code: in what is done for each of them it would come as often."""
+    looks = 0
+
+    def looked() -> int:
+        nonlocal looks
+        if looks == moment:
+            signal.raise_signal(signal.SIGINT)
+        looks += 1
+        return 0
+
+    monkeypatch.setitem(isolation.TORCH_SETTINGS, "a setting", (looked, lambda before: None))
+    with pytest.raises(KeyboardInterrupt):
+        Registry(entry_points(site), seconds=2)
 
 
 def test_strict_mode_raises_for_the_first_broken_plugin(site: Path) -> None:
