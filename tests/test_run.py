@@ -1351,3 +1351,13 @@ def test_class_names_are_not_markup(
     console.print(summary_table(report))
     assert "[/b]: 25.0 %" in console.export_text()
     assert "No longer taught: [/b]." in summary_lines(report)
+
+
+def test_what_a_killed_run_had_half_written_is_removed(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    run = kdzoo.run(tiny, runs=tmp_path)
+    (run.directory / ".checkpoint.pt.1.partial").write_bytes(b"half")
+    (run.directory / "report.json").unlink()
+    kdzoo.run(tiny, runs=tmp_path)
+    assert not list(run.directory.glob(".*.partial"))

@@ -114,6 +114,8 @@ class RunDirectory:
                     ) from None
                 log.info("waiting for another process to finish %s", self.path)
                 lock.acquire()
+            for left in self.path.glob(".checkpoint.pt.*.partial"):  # of a run that was killed
+                left.unlink()
         except OSError as error:
             raise RunError(f"{self.path}: cannot be used as run directory: {error}") from error
         try:
@@ -127,7 +129,8 @@ class RunDirectory:
         Raises:
             RunError: the disk is full or refuses; the file is as it was.
         """
-        partial = file.with_name(f".{file.name}.partial")
+        # Two commands may finish one study, or report on it, at the same time.
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         try:
             with open(partial, "wb") as stream:
                 stream.write(content)
