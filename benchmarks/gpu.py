@@ -31,7 +31,7 @@ import torch
 from contestants import engine
 from contestants.job import Job, divisor, write_teacher
 from contestants.turns import measure, processes, ratio
-from result import Cell, Result, add_output, spread
+from result import Cell, Result, add_output, spread, threads_and_gpu
 
 import kdzoo
 
@@ -150,13 +150,11 @@ def main() -> None:
         teacher = directory / "teacher.pt"
         write_teacher(args.pair[0], 100, teacher)
         given = list(jobs(args, teacher))
-        gpu = f", {torch.cuda.get_device_name()}" if args.device == "cuda" else ""
-        result = Result(args, f"{args.threads} threads{gpu}")
+        result = Result(args, threads_and_gpu(args))
         result.say(
             f"{args.method}, {' -> '.join(args.pair)}, {args.samples} images of 32x32, 100 "
             f"classes; {args.rounds} rounds of {args.steps * max(args.batches)} images after "
-            f"{args.skip} steps that do "
-            "not count: medians over rounds, ratios round by round"
+            f"{args.skip} steps that do not count: medians over rounds, ratios round by round"
         )
         whole_run(preset(given[-1]), args.epochs, result, directory)
         compare(given, args, result, directory)

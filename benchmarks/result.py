@@ -104,6 +104,12 @@ class Result:
 _LABEL, _WIDTH = 34, 26
 
 
+def threads_and_gpu(args: argparse.Namespace) -> str:
+    """What a result says of the machine where ``--device`` can be a GPU."""
+    gpu = f", {torch.cuda.get_device_name()}" if args.device == "cuda" else ""
+    return f"{args.threads} threads{gpu}"
+
+
 def add_output(parser: argparse.ArgumentParser, name: str) -> None:
     """Where a result is kept: ``--output``."""
     said = "where to keep it, without .txt and .json (%(default)s)"

@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 from contestants.job import Job, divisor, write_teacher
 from contestants.turns import Measured, measure, processes, ratio
-from result import Result, add_output
+from result import Result, add_output, threads_and_gpu
 
 METHODS = ("ce", "kd", "fitnet", "crd", "dkd")
 PAIRS = ("resnet56:resnet20", "resnet32x4:resnet8x4")
@@ -164,8 +164,7 @@ def main() -> None:
             for pair in args.pairs
             for method in args.methods
         ]
-        gpu = f", {torch.cuda.get_device_name()}" if args.device == "cuda" else ""
-        result = Result(args, f"{args.threads} threads{gpu}")
+        result = Result(args, threads_and_gpu(args))
         result.say(
             f"batch {args.batch}, {args.samples} images of 32x32, {args.classes} classes; "
             f"{args.rounds} rounds of {args.steps} steps after {args.skip} that do not count; "

@@ -114,7 +114,7 @@ class RunDirectory:
                     ) from None
                 log.info("waiting for another process to finish %s", self.path)
                 lock.acquire()
-            for left in self.path.glob(".checkpoint.pt.*.partial"):  # of a run that was killed
+            for left in self.path.glob(_partial(self.checkpoint, "*")):  # of a run that was killed
                 left.unlink()
         except OSError as error:
             raise RunError(f"{self.path}: cannot be used as run directory: {error}") from error
@@ -130,7 +130,7 @@ class RunDirectory:
             RunError: the disk is full or refuses; the file is as it was.
         """
         # Two commands may finish one study, or report on it, at the same time.
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        partial = file.with_name(_partial(file, os.getpid()))
         try:
             with open(partial, "wb") as stream:
                 stream.write(content)
@@ -152,3 +152,8 @@ class RunDirectory:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _partial(file: Path, process: int | str) -> str:
+    """The name of a file while a process writes it."""
+    return f".{file.name}.{process}.partial"
