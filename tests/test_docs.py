@@ -278,7 +278,7 @@ def test_lightning(given: dict[str, Any]) -> None:
     assert len(whole.curves.history) == 3
     given["fit"](1, "part")
     state = torch.load("part/last.ckpt", weights_only=True)["state_dict"]
-    assert len(state["distiller.curves._extra_state"]["history"]) == 1
+    assert len(state["distiller.curves._extra_state"]["training"]) == 1
     assert same_state(given["fit"](3, "rest", "part/last.ckpt").distiller, whole)
 
 

@@ -260,12 +260,13 @@ class CurveRecorder(nn.Module):
         return values
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The finished epochs, for the state dict."""
-        return {"history": [dict(epoch) for epoch in self.history]}
+        """The finished epochs, for the state dict: one tensor for each thing that is recorded,
+        since many small ones take long to write."""
+        names = self.history[0] if self.history else ()
+        return {name: torch.stack([epoch[name] for epoch in self.history]) for name in names}
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`get_extra_state` gave."""
-        self.history = [
-            {name: values.cpu() for name, values in epoch.items()} for epoch in state["history"]
-        ]
+        epochs = zip(*(values.cpu() for values in state.values()), strict=True)
+        self.history = [dict(zip(state, epoch, strict=True)) for epoch in epochs]
         self._turn()

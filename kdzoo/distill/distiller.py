@@ -248,13 +248,16 @@ class Distiller(nn.Module):
             terms: their losses must have been among those given at construction, so that a loss's
                 own parameters persist over the stages that use it.
             policy: a policy after its ``setup``.
-            compiled: whether torch compiles the steps, as one graph each: equal but for rounding.
+            compiled: whether torch compiles the steps, as one graph: equal but for rounding.
+                Batches of another size than the first are computed as they are without.
                 What a step then says of the student's outputs passes no gradient.
         """
         self.terms = tuple(terms)
         self.policy = policy
         device = self.teacher_weights.device
         self._compiled = _as_one_graph(self._measure, device) if compiled else None
+        # The first batch's size: a graph for an epoch's last one would take as long to compile.
+        self._whole = 0
         self._first_epoch = len(self.curves.history)
         self._declared = Declared.by(policy)
         compares, on_validation = self._declared.similarity, self._declared.validation
@@ -297,10 +300,13 @@ class Distiller(nn.Module):
             self._check_taught(inputs, taught)
         if progress is None:
             progress = float(len(self.curves.history) - self._first_epoch)
-        measure = self._compiled or self._measure
-        values, student = measure(inputs, targets, indices, progress, taught)
-        if self._compiled and inputs.is_cuda:  # the next step writes over what is the graph's own
-            values = {name: value.clone() for name, value in values.items()}
+        self._whole = self._whole or len(inputs)
+        if self._compiled is None or len(inputs) != self._whole:
+            values, student = self._measure(inputs, targets, indices, progress, taught)
+        else:
+            values, student = self._compiled(inputs, targets, indices, progress, taught)
+            if inputs.is_cuda:  # the next step writes over what is the graph's own
+                values = {name: value.clone() for name, value in values.items()}
         # Not in the graph, which would be another one for each factor.
         total = student.logits.new_zeros(())
         for term in self.terms:
@@ -317,7 +323,7 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Each term's value, and the student's outputs; the curves take the batch in."""
         student = self._student(inputs)
-        teacher = taught or (self.teach(inputs) if self._teacher else _NoTeacher())
+        teacher = taught or (self.teach(inputs) if self._teacher else _NO_TEACHER)
         if self.training:
             self.curves.record(
                 targets,
@@ -608,6 +614,9 @@ class _NoTeacher(Outputs):
         raise PluginError(
             f'a loss with guidance = "label" reads teacher.{name}; there is no teacher'
         )
+
+
+_NO_TEACHER = _NoTeacher()  # made before torch compiles: not each version can make one in a graph
 
 
 def _same_rows(whole: Outputs, others: Outputs, count: int) -> bool:

@@ -71,6 +71,8 @@ class Checkpoint:
         """
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["best"] = None if self.best is None else vars(self.best)
+        # One by one the numbers of a hundred classes and epochs would take longer than the rest.
+        fields["validation"] = torch.tensor(self.validation, dtype=torch.int64)
         refuse_more_than_data("checkpoint", fields)
         buffer = io.BytesIO()
         torch.save(fields, buffer)
@@ -94,6 +96,7 @@ class Checkpoint:
             raise CheckpointError(f"{error}; {remedy}") from error
         try:
             best = fields.pop("best")
+            fields["validation"] = fields["validation"].tolist()
             return cls(**fields, best=None if best is None else Best(**best))
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(

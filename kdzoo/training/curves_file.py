@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from kdzoo.errors import CheckpointError
 from kdzoo.extend.contracts import ClassState, Floats, TeachingCurves
 
-__all__ = ["curves_as_csv", "read_curves"]
+__all__ = ["CurvesTable", "curves_as_csv", "read_curves"]
 
 _COLUMNS = (
     "samples",
@@ -35,21 +35,43 @@ _ON_VALIDATION = tuple(name for name in _COLUMNS if name not in _POLICYS)  # mea
 _HEADER = (*_COLUMNS, *(f"validation_{name}" for name in _ON_VALIDATION))
 
 
+class CurvesTable:
+    """The file's content while epochs are added: each is put into words once.
+
+    Args:
+        classes: their C names.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._parts = [_lines([["epoch", "class", *_HEADER]])]  # the header, then each epoch
+
+    def content(self, curves: TeachingCurves) -> bytes:
+        """All of the file. Unknown numbers are left empty; the others read back exactly.
+
+        Args:
+            curves: those of the last call, and what came since.
+        """
+        columns = [getattr(curves, name) for name in _COLUMNS]
+        columns += [
+            curves.validation and getattr(curves.validation, name) for name in _ON_VALIDATION
+        ]
+        for epoch in range(len(self._parts) - 1, len(curves.student)):
+            rows = []
+            for number, name in enumerate(self._classes):
+                values = [np.nan if c is None else float(c[epoch, number]) for c in columns]
+                said = ("" if np.isnan(value) else repr(value) for value in values)
+                row = dict(zip(_HEADER, said, strict=True))
+                if row["state"]:
+                    row["state"] = ClassState(int(float(row["state"]))).words
+                rows.append([epoch + 1, name, *row.values()])
+            self._parts.append(_lines(rows))
+        return b"".join(self._parts)
+
+
 def curves_as_csv(classes: Sequence[str], curves: TeachingCurves) -> bytes:
-    """The file's content. Unknown numbers are left empty; the others read back exactly."""
-    columns = [getattr(curves, name) for name in _COLUMNS]
-    columns += [curves.validation and getattr(curves.validation, name) for name in _ON_VALIDATION]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["epoch", "class", *_HEADER])
-    for epoch in range(len(curves.student)):
-        for number, name in enumerate(classes):
-            values = [np.nan if c is None else float(c[epoch, number]) for c in columns]
-            row = dict(zip(_HEADER, ("" if np.isnan(v) else repr(v) for v in values), strict=True))
-            if row["state"]:
-                row["state"] = ClassState(int(float(row["state"]))).words
-            writer.writerow([epoch + 1, name, *row.values()])
-    return stream.getvalue().encode()
+    """The file's content, of curves that are complete."""
+    return CurvesTable(classes).content(curves)
 
 
 def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:
@@ -80,6 +102,12 @@ def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:
         measured = {name: columns[f"validation_{name}"] for name in _ON_VALIDATION}
         curves = replace(curves, validation=_curves({**columns, **measured}))
     return tuple(first), curves
+
+
+def _lines(rows: Iterable[Iterable[object]]) -> bytes:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().encode()
 
 
 def _curves(columns: Mapping[str, Floats]) -> TeachingCurves:

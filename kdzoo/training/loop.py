@@ -30,7 +30,7 @@ from kdzoo.spec.models import Spec, Stage
 from kdzoo.spec.torch_entries import make_optimizer, make_schedule
 from kdzoo.training.checkpoint import Best, Checkpoint
 from kdzoo.training.clock import LoaderClock
-from kdzoo.training.curves_file import curves_as_csv
+from kdzoo.training.curves_file import CurvesTable
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import Processes
 from kdzoo.training.looks import Looks
@@ -121,6 +121,7 @@ class Trainer:
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
         self.validation: list[list[int]] = []  # after each epoch, of each class: how many right
         self.best: Best | None = None
+        self.table = CurvesTable(distiller.classes)
         # A buffer may be infinite by design, as a mask is; what is finite now must stay so.
         self.finite = [name for name, buffer in self._buffers() if bool(buffer.isfinite().all())]
 
@@ -294,7 +295,7 @@ class Trainer:
             validation=self.validation,
             best=self.best,
         ).save(self.directory)
-        self.directory.write(self.directory.classes, curves_as_csv(info.classes, curves))
+        self.directory.write(self.directory.classes, self.table.content(curves))
         if self.watch is not None:
             self.watch.epoch(info, self.validation)
 

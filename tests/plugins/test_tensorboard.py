@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from kdzoo_plugins.observers.tensorboard import heat_map
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard_server import tensorboard
 
 import kdzoo
@@ -144,3 +145,16 @@ def test_a_heat_map_has_a_row_a_class_and_a_column_an_epoch() -> None:
     assert around[0][2] > around[0][0]
     assert (around[1] > 240).all()
     assert around[2][0] > around[2][2]
+
+
+def test_heat_maps_of_a_long_run_are_drawn_twenty_times(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny["train"]["epochs"] = 45
+    tiny["observers"] = ["tensorboard"]
+    run = kdzoo.run(tiny, runs=tmp_path)
+    events = EventAccumulator(str(run.directory), {"images": 0}).Reload()
+    steps = [image.step for image in events.Images("classes/student")]
+    last = events.Scalars("accuracy/train")[-1].step
+    assert 10 < len(steps) <= 20
+    assert steps[-1] == last

@@ -157,7 +157,8 @@ def state(distiller: nn.Module) -> dict[str, Tensor]:
     [pytest.param(m, marks=pytest.mark.slow if m in ("ce", "crd-relax") else ()) for m in METHODS],
 )
 def test_a_compiled_step_is_the_step(method: str, graphs: list[Any]) -> None:
-    """One graph for each size of a batch, whatever the epoch and the policy; 1e-5 for rounding."""
+    """One graph, whatever the epoch and the policy, and none for the short last batch; 1e-5 for
+    rounding."""
     assert_compiled_is_plain(METHODS[method], graphs)
 
 
@@ -165,10 +166,22 @@ def assert_compiled_is_plain(losses: list[Any], graphs: list[Any], **given: Any)
     totals, plain = trained(losses, **given)
     assert not graphs
     others, other = trained(losses, compiled=True, **given)
-    assert len(graphs) == 2
+    assert len(graphs) == 1
     assert others == pytest.approx(totals, rel=1e-5)
     for name, value in state(plain).items():
         torch.testing.assert_close(state(other)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_batches_of_another_size_than_the_first_are_not_compiled_for(graphs: list[Any]) -> None:
+    """An epoch's last batch is short, or has one image more: batch norm needs two."""
+    _, distiller = trained(["ce", "kd"], compiled=True)
+    steps = [
+        distiller(torch.rand(n, 1, 8, 8), torch.arange(n) % 5, torch.arange(n))
+        for n in (16, 17, 16, 8, 16)
+    ]
+    passing = [step.student.logits.requires_grad for step in steps]  # not where it is compiled
+    assert passing == [False, True, False, True, False]
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -193,7 +206,7 @@ def test_half_precision_compiled(method: str, graphs: list[Any]) -> None:
 def assert_compiled_is_plain_in_half(losses: list[Any], graphs: list[Any], **given: Any) -> None:
     totals, _ = trained(losses, bf16=True, **given)
     others, _ = trained(losses, bf16=True, compiled=True, **given)
-    assert len(graphs) == 2
+    assert len(graphs) == 1
     assert others == pytest.approx(totals, rel=1e-3)
 
 

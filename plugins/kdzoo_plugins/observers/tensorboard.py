@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +22,7 @@ _CELL = 12  # pixels a class, and at most so many an epoch
 _MAX_WIDTH = 480  # of all epochs together
 _BLUE, _WHITE, _RED = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 _GREY = (128, 128, 128)
+_PICTURES = 20  # of each heat map in a run; TensorBoard shows ten of them
 _NATS = 2.0  # the greatest divergence that is told apart
 
 
@@ -27,8 +30,9 @@ class TensorBoard(kdzoo.Observer):
     """Losses, learning rate, accuracies, per-class curves as heat maps, the spec as text.
 
     Every point is at the number of steps done. A heat map has a row for each class and a column
-    for each epoch; white is 0 and red is 1 (for the gap to the baseline blue is -0.5, red +0.5; for
-    the policy's state white is warm-up, then taught, suspect and, in red, untaught).
+    for each epoch; it is drawn up to twenty times in a run, the last time at its end. White is 0
+    and red is 1 (for the gap to the baseline blue is -0.5, red +0.5; for the policy's state white
+    is warm-up, then taught, suspect and, in red, untaught).
     """
 
     name = "tensorboard"
@@ -64,6 +68,16 @@ class TensorBoard(kdzoo.Observer):
             self._writer.add_scalar(name, value, record.step)
         self._writer.add_scalar("loader/share", record.loader_share, record.step)
         curves = record.curves
+        if np.isfinite(curves.teacher).any():
+            untaught = [run.classes[c] for c in curves.untaught]
+            self._writer.add_scalar("policy/untaught", len(untaught), record.step)
+            self._writer.add_text("policy/untaught", ", ".join(untaught) or "none", record.step)
+        # Each shows all epochs so far, and all of them take as long as thirty steps on a GPU.
+        if record.epoch % math.ceil(run.epochs / _PICTURES) == 0 or record.epoch == run.epochs:
+            self._draw(run, record)
+
+    def _draw(self, run: kdzoo.RunInfo, record: kdzoo.EpochRecord) -> None:
+        curves = record.curves
         maps = _maps(curves)
         if curves.validation is not None:
             validation = _maps(curves.validation)
@@ -72,9 +86,6 @@ class TensorBoard(kdzoo.Observer):
             maps["taught"] = (np.minimum(curves.teacher_weight, 1), 0, 1)
             if curves.state is not None:
                 maps["state"] = (curves.state, 0, 3)
-            untaught = [run.classes[c] for c in curves.untaught]
-            self._writer.add_scalar("policy/untaught", len(untaught), record.step)
-            self._writer.add_text("policy/untaught", ", ".join(untaught) or "none", record.step)
         for name, (values, low, high) in maps.items():
             picture = heat_map(values, run.classes, run.epochs, low, high)
             self._writer.add_image(f"classes/{name}", picture, record.step, dataformats="HWC")
@@ -134,6 +145,7 @@ def heat_map(
     return np.concatenate([_labels(classes), cells], axis=1)
 
 
+@functools.lru_cache(maxsize=1)
 def _labels(classes: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     short = [name if len(name) <= 16 else f"{name[:15]}~" for name in classes]
     image = Image.new("RGB", (8 + 6 * max(map(len, short)), _CELL * len(classes)), "white")
