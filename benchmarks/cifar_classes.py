@@ -1,15 +1,15 @@
 """Which classes of CIFAR-100 does plain KD hurt, and does any policy mend it?
 
-    python benchmarks/cifar_classes.py data/cifar100
+    python benchmarks/cifar_classes.py data/cifar100 --compile --bf16 --at-once 14
 
-It trains for hours, two runs at a time on one thread each. All is kept in runs/cifar-classes: it
-goes on where it was cut off, and with ``--no-training`` the table shows what is finished.
+All is kept in runs/cifar-classes: it goes on where it was cut off, and with ``--no-training`` the
+table shows what is finished. One network of this size does not fill a GPU: there the line above has
+so many runs at once. Two cores would take days (``--at-once 2``, without the presets).
 
-The images have 16x16 pixels, since that is what two cores can train often enough; a wrn_16_2 of 30
-epochs teaches a resnet8 for 20, with the recipe of cifar_short.py. A tenth of the training images
-is held out for validation: what a policy reads, what ``oracle`` chooses by, and what the logit
-offsets are fitted to. ``bias`` is plain KD with them, and a column has every policy with its own.
-Nothing was chosen by looking at a test image.
+A wrn_16_2 of 30 epochs teaches a resnet8 for 20, with a learning rate that falls along a cosine. A
+tenth of the training images is held out for validation: what a policy reads, what ``oracle``
+chooses by, and what the logit offsets are fitted to. ``bias`` is plain KD with them, and a column
+has every policy with its own. Nothing was chosen by looking at a test image.
 
 The hurt classes are the tenth whose accuracy falls most from the baseline to plain KD, on test
 images, over all seeds but the one in which they are then looked at: what chance gave a class in one
@@ -19,16 +19,19 @@ seed it does not have in the next.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
-from collections.abc import Collection, Sequence
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cifar_short import train
-from result import Cell, Result, add_output
+from kdzoo_plugins.policies._signals import Reading, Signal, read_signal
+from result import Cell, Result, add_output, median, spread
 from ruamel.yaml import YAML
 from scipy import stats
 
@@ -38,25 +41,27 @@ Floats = npt.NDArray[np.float64]
 
 RUNS = Path("runs/cifar-classes")
 HURT = 0.1  # of the classes
-EARLY = {"start_epoch": 8, "window": 4, "patience": 2}  # of 20 epochs
+TEACHER_EPOCHS, STUDENT_EPOCHS = 30, 20
+EARLY = {"start_epoch": 8, "window": 4, "patience": 2}
 TLLM: dict[str, Any] = {"use": "tllm", **EARLY}
-POLICIES: dict[str, Any] = {
+POLICIES: dict[str, Any] = {  # in the order in which they are trained
     "all": "all",
     "tllm": TLLM,
+    "random": {"use": "random", **EARLY},
+    "hardest": {"use": "hardest", **EARLY},
+    "label-only": {"use": "label-only", **EARLY},
     "tllm-validation": TLLM | {"source": "validation"},
+    "oracle": {"use": "oracle"},
+    "tllm-no-balance": TLLM | {"balance": False},
+    "tllm-half-the-teacher": TLLM | {"teacher_weight": 0.5},
+    "tllm-column": TLLM | {"scope": "column"},
     "tllm-residual": TLLM | {"signal": "residual"},
     "tllm-agreement": TLLM | {"signal": "agreement"},
     "tllm-divergence": TLLM | {"signal": "divergence"},
     "tllm-cka": TLLM | {"signal": "cka"},
-    "tllm-half-the-teacher": TLLM | {"teacher_weight": 0.5},
-    "tllm-no-balance": TLLM | {"balance": False},
-    "tllm-column": TLLM | {"scope": "column"},
-    "random": {"use": "random", **EARLY},
-    "hardest": {"use": "hardest", **EARLY},
-    "label-only": {"use": "label-only", **EARLY},
     "label-only-no-balance": {"use": "label-only", "balance": False, **EARLY},
-    "oracle": {"use": "oracle"},
 }
+READ: tuple[Signal, ...] = ("baseline", "residual", "agreement", "divergence")  # of plain KD
 COLUMNS = (
     "accuracy",
     "less plain KD's",
@@ -69,21 +74,48 @@ COLUMNS = (
 )
 
 
-def spec(root: str, seed: int, name: str, policy: Any) -> dict[str, Any]:
-    """One student under one policy."""
+def train(epochs: int, args: argparse.Namespace) -> dict[str, Any]:
+    """How a network is trained."""
+    return {
+        "epochs": epochs,
+        "batch_size": 256,
+        "optimizer": {"use": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5.0e-4},
+        "schedule": "cosineannealing",
+        "compile": args.compile,
+        "precision": "bf16" if args.bf16 else "fp32",
+    }
+
+
+def network(use: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A network on its own: the teacher, or a baseline, which the taught students find again."""
+    epochs = TEACHER_EPOCHS if name == "teacher" else STUDENT_EPOCHS
     return {
         "name": name,
         "seed": seed,
         "threads": 1,
-        "store_gb": 8,
-        "data": {"use": "image-folder", "root": root, "size": 16, "crop": 2, "validation": 0.1},
-        "teacher": {"use": "wrn_16_2", "seed": 0, "train": train(30)},
-        "student": "resnet8",
+        "data": {"use": "image-folder", "root": args.root, "validation": 0.1},
+        "student": use,
+        "train": train(epochs, args),
+        "observers": ["jsonl"],
+    }
+
+
+def taught(policy: str, seed: int, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """A student under a policy.
+
+    Args:
+        policy: its name.
+        seed: of the student.
+        args: the command line's.
+        more: settings of the policy.
+    """
+    setting = POLICIES[policy]
+    return network("resnet8", policy, seed, args) | {
+        "teacher": {"use": "wrn_16_2", "seed": 0, "train": train(TEACHER_EPOCHS, args)},
         "baseline": True,
         "losses": ["ce", "kd"],
-        "policy": policy,
-        "train": train(20),
-        "observers": ["jsonl"],
+        "policy": {**setting, **more} if more else setting,
+        "store_gb": 8,
     }
 
 
@@ -92,32 +124,54 @@ def run(spec: dict[str, Any]) -> str:
     return str(kdzoo.run(spec, runs=RUNS).directory)
 
 
-def train_all(root: str, seeds: Sequence[int], policies: Collection[str], at_once: int) -> None:
-    """Train what is not finished: plain KD first, which ``oracle`` reads."""
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-
-        def begin(seed: int, name: str, policy: Any) -> Future[str]:
-            return pool.submit(run, spec(root, seed, name, policy))
-
-        plain = [begin(seed, "all", "all") for seed in seeds]
-        directories = [future.result() for future in plain]
-        others = [
-            begin(seed, name, {**policy, "runs": directories} if name == "oracle" else policy)
-            for seed in seeds
-            for name, policy in POLICIES.items()
-            if name in policies and name != "all"
+def train_all(args: argparse.Namespace) -> None:
+    """Train what is not finished. All seeds of one policy come before the next: what is finished
+    when it is cut off can be compared."""
+    with ProcessPoolExecutor(args.at_once, multiprocessing.get_context("spawn")) as pool:
+        alone = [
+            ("wrn_16_2", "teacher", 0),
+            *(("resnet8", "baseline", each) for each in args.seeds),
         ]
-        for future in others:
-            future.result()
+        for done in [pool.submit(run, network(*each, args)) for each in alone]:
+            done.result()
+        begun: dict[str, list[Future[str]]] = {}
+        for name in (each for each in POLICIES if each in {"all", *args.policies}):
+            # That of other seeds is what ``oracle`` goes by.
+            plain = [each.result() for each in begun["all"]] if name == "oracle" else None
+            more = {} if plain is None else {"runs": plain}
+            begun[name] = [
+                pool.submit(run, taught(name, seed, args, **more)) for seed in args.seeds
+            ]
+        for future in (each for futures in begun.values() for each in futures):
+            print(future.result(), file=sys.stderr)
+
+
+def directories(name: str) -> dict[int, Path]:
+    """The directories of a policy's finished runs, by seed."""
+    read = YAML(typ="safe", pure=True).load
+    return {
+        read(report.with_name("spec.yaml"))["seed"]: report.parent
+        for report in RUNS.glob(f"{name}-{'?' * 10}/report.json")
+    }
 
 
 def finished(name: str) -> dict[int, kdzoo.Report]:
-    """The reports of a policy's runs, by seed."""
-    read = YAML(typ="safe", pure=True).load
+    """Their reports."""
     return {
-        read(report.with_name("spec.yaml"))["seed"]: kdzoo.Report.read(report)
-        for report in RUNS.glob(f"{name}-{'?' * 10}/report.json")
+        seed: kdzoo.Report.read(each / "report.json") for seed, each in directories(name).items()
     }
+
+
+def machines() -> str:
+    """Where the finished runs were trained: not always where the table is made."""
+    environments = (
+        json.loads(report.with_name("environment.json").read_text())
+        for report in RUNS.glob("*/report.json")
+    )
+    trained = Counter((each["device"], each["versions"]["torch"]) for each in environments)
+    return "; ".join(
+        f"{count} runs on {device}, torch {torch}" for (device, torch), count in trained.items()
+    )
 
 
 def accuracies(report: kdzoo.Report, name: str = "", *, corrected: bool = False) -> Floats:
@@ -136,6 +190,58 @@ def points(values: Sequence[float]) -> Cell:
     return Cell(f"{percent.mean():.2f} (+-{half:.2f})", tuple(values))
 
 
+def show_signals(gaps: dict[int, Floats], result: Result) -> None:
+    """What a policy can know of plain KD's harm, at its first look and at the end.
+
+    Args:
+        gaps: (C,), what plain KD changed on the test images, by seed.
+        result: where it is kept.
+    """
+    curves = {
+        seed: kdzoo.read_curves(directory / "classes.csv")[1]
+        for seed, directory in directories("all").items()
+    }
+    window, looks = EARLY["window"], (EARLY["start_epoch"], STUDENT_EPOCHS)
+
+    def readings(signal: Signal, source: str, epoch: int) -> dict[int, Reading]:
+        read = {}
+        for seed, each in curves.items():
+            images = each.validation if source == "validation" else each
+            assert images is not None
+            read[seed] = read_signal(signal, images.first(epoch), window)
+        return read
+
+    result.table(
+        "correlation of a signal of plain KD with what it changed in the other seeds, test images",
+        *(f"after epoch {epoch}" for epoch in looks),
+    )
+    # Plain KD asks the teacher nothing about validation images.
+    for signal, source in (*((signal, "training") for signal in READ), ("baseline", "validation")):
+        found = [
+            [
+                np.corrcoef(reading.value, elsewhere(gaps, seed))[0, 1]
+                for seed, reading in readings(signal, source, epoch).items()
+            ]
+            for epoch in looks
+        ]
+        result.row(f"{signal}, {source} images", *map(spread, found))
+    first = readings("baseline", "training", looks[0]).values()
+    values = np.array([reading.value for reading in first])
+    deviations = {
+        "over classes": values.mean(0).std(ddof=1),
+        "of a class over seeds": np.sqrt(values.var(0, ddof=1).mean()),
+        "told by the images": np.sqrt(np.mean([reading.error**2 for reading in first])),
+    }
+    result.table(f"baseline, training images, epoch {looks[0]}: points", *deviations)
+    result.row("standard deviation", *(median([100 * float(d)]) for d in deviations.values()))
+
+
+def elsewhere(gaps: dict[int, Floats], seed: int) -> Floats:
+    """(C,), what plain KD changed on average in all seeds but one."""
+    mean: Floats = np.mean([gap for other, gap in gaps.items() if other != seed], 0)
+    return mean
+
+
 def show(result: Result) -> None:
     """What is finished of each policy, beside plain KD and the baseline of the same seeds."""
     plain = finished("all")
@@ -143,10 +249,8 @@ def show(result: Result) -> None:
         raise SystemExit("two seeds of plain KD must be finished before it is known what it hurts")
     gaps = {seed: accuracies(run) - accuracies(run, "baseline") for seed, run in plain.items()}
     count = max(1, round(HURT * len(gaps[min(gaps)])))
-    hurt = {
-        seed: np.argsort(np.mean([gaps[other] for other in gaps if other != seed], 0))[:count]
-        for seed in gaps
-    }
+    hurt = {seed: np.argsort(elsewhere(gaps, seed))[:count] for seed in gaps}
+    result.say(machines())
     result.table("points of test accuracy, and how many classes were untaught", *COLUMNS)
     for name in ("baseline", "bias", *POLICIES):
         runs = finished(name) if name in POLICIES else plain
@@ -178,20 +282,24 @@ def show(result: Result) -> None:
             cells = [points([value for value in column if value == value]) for column in shares]
             of_them = f"{np.mean(counts):.1f}, {np.mean(right):.1f} of the hurt"
             result.row(f"{name} ({len(rows)} seeds)", *cells, of_them)
+    show_signals(gaps, result)
 
 
 def main() -> None:
     """Train what the command line asks for, and show what is finished."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("root", help="the folder with train/<class>/*.png and test/<class>/*.png")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
-    parser.add_argument("--at-once", type=int, default=2, help="runs (%(default)s)")
-    parser.add_argument("--no-training", action="store_true", help="only show what is finished")
+    add = parser.add_argument
+    add("root", help="the folder with train/<class>/*.png and test/<class>/*.png")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    add("--compile", action="store_true", help="compile the steps")
+    add("--bf16", action="store_true", help="compute them in bfloat16")
+    add("--at-once", type=int, default=2, help="runs (%(default)s)")
+    add("--no-training", action="store_true", help="only show what is finished")
     add_output(parser, "cifar_classes")
     args = parser.parse_args()
     if not args.no_training:
-        train_all(args.root, args.seeds, args.policies, args.at_once)
+        train_all(args)
     show(Result(args, "1 thread a run"))
 
 

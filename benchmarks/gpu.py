@@ -156,7 +156,7 @@ def main() -> None:
             f"classes; {args.rounds} rounds of {args.steps * max(args.batches)} images after "
             f"{args.skip} steps that do not count: medians over rounds, ratios round by round"
         )
-        whole_run(preset(given[-1]), args.epochs, result, directory)
+        whole_run(preset(max(given, key=lambda job: job.batch)), args.epochs, result, directory)
         compare(given, args, result, directory)
 
 

@@ -331,7 +331,9 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     chosen = ["all", "oracle"]
     done = warm.run(*study, "--policies", *chosen, "--at-once", "1", *kept, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    (table,) = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    table, signals, _ = tables
+    assert len(signals["rows"]) == 5
     assert [label for label, _ in table["rows"]] == [
         f"{name} (2 seeds)" for name in ("baseline", "bias", *chosen)
     ]
@@ -346,4 +348,4 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     assert values["all"][1] == [0, 0]
     again = warm.run(*study, "--no-training", *kept, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "kept.json").read_text())["tables"] == [table]
+    assert json.loads((tmp_path / "kept.json").read_text())["tables"] == tables

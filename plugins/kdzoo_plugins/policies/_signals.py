@@ -18,7 +18,7 @@ __all__ = ["SIGNALS", "Reading", "Signal", "read_signal", "recent"]
 Floats = npt.NDArray[np.float64]
 Signal = Literal["baseline", "residual", "agreement", "divergence", "cka"]
 
-_ALIKE = {"baseline": 0.25}  # the share of classes taken to differ by chance alone; else a half
+_ALIKE = 0.5  # the share of classes taken to differ by nothing that a teacher does
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,17 @@ class Reading:
 def read_signal(signal: Signal, curves: kdzoo.TeachingCurves, window: int) -> Reading:
     """A signal, averaged over the last epochs, as a deviation from the median class.
 
-    Its error is the larger of two.
-
-    Where the signal is made of accuracies: the error with which so many images tell them. The
-    images of one epoch count once, however long the window, since the same ones return in each.
+    Where the signal is made of accuracies, its error is that with which so many images tell them.
+    The images of one epoch count once, however long the window, since the same ones return in each.
     Student and baseline saw the same images: how often just one of the two was right is counted
     where the curves say it (``both_right``), as McNemar (1947) does; else the two are taken to err
-    independently, which is too cautious by a factor of about two.
+    independently, which is too cautious by a factor of about two. Another seed also changes which
+    images they are right on, and that is in this count.
 
-    And the spread over classes, of those that are nearest to the median: a class is remarkable only
-    if it stands out from them (the empirical null of Efron, "Large-Scale Simultaneous Hypothesis
-    Testing", JASA 2004). That covers what no image tells, such as the luck of a seed. For the gap
-    to the baseline these are a quarter of the classes, and up to three quarters may be harmed,
-    or helped by what the harmed ones lose; all other signals differ from class to class anyhow,
-    and half of the classes tell by how much.
+    All signals but the gap to the baseline differ from class to class anyhow. There a class is
+    remarkable only if it stands out from the others (the empirical null of Efron, "Large-Scale
+    Simultaneous Hypothesis Testing", JASA 2004): the error is at least the spread of the half of
+    them that is nearest to the median.
 
     Args:
         signal: which one.
@@ -63,11 +60,12 @@ def read_signal(signal: Signal, curves: kdzoo.TeachingCurves, window: int) -> Re
     if not known.any():
         return Reading(np.full_like(value, np.nan), np.full_like(value, np.nan))
     value = np.where(known, value, np.nan) - np.median(value[known])
-    alike = _ALIKE.get(signal, 0.5)
-    spread = np.quantile(np.abs(value[known]), alike) / scipy.stats.norm.ppf((1 + alike) / 2)
     # The median has an error too: pi / (2 C) of the variance of one class, if they are alike.
-    sampling = np.sqrt(variance * (1 + math.pi / (2 * known.sum())))
-    return Reading(value, np.where(known, np.maximum(sampling, spread), np.nan))
+    error = np.sqrt(variance * (1 + math.pi / (2 * known.sum())))
+    if signal != "baseline":
+        nearest = np.quantile(np.abs(value[known]), _ALIKE)
+        error = np.maximum(error, nearest / scipy.stats.norm.ppf((1 + _ALIKE) / 2))
+    return Reading(value, np.where(known, error, np.nan))
 
 
 def _baseline(curves: kdzoo.TeachingCurves, window: int) -> tuple[Floats, Floats]:
