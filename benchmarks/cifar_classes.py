@@ -19,6 +19,7 @@ seed it does not have in the next.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import sys
@@ -36,6 +37,9 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 import kdzoo
+from kdzoo.extend.registry import registry
+from kdzoo.training.answers_file import read_right_rows
+from kdzoo.training.directory import RunDirectory
 
 Floats = npt.NDArray[np.float64]
 
@@ -236,6 +240,50 @@ def show_signals(gaps: dict[int, Floats], result: Result) -> None:
     result.row("standard deviation", *(median([100 * float(d)]) for d in deviations.values()))
 
 
+def show_null(classes: Sequence[str], result: Result) -> None:
+    """How many classes ``tllm`` names where there is nothing to find: one baseline is compared with
+    that of another seed, on all training images, held out or not. CIFAR-100 has as many of each
+    class, and folders of images come class by class."""
+    right = []
+    for directory in directories("baseline").values():
+        bits = np.unpackbits(read_right_rows(RunDirectory(directory)), axis=1)
+        right.append(bits[:, : bits.shape[1] // len(classes) * len(classes)])
+    named = []
+    for student, baseline in itertools.permutations(right, 2):
+        shares = [
+            each.reshape(len(each), len(classes), -1).mean(2)
+            for each in (student, baseline, student & baseline)
+        ]
+        samples = np.full_like(shares[0], student.shape[1] / len(classes))
+        ones = np.ones_like(samples)
+        curves = kdzoo.TeachingCurves(
+            samples=samples,
+            student=shares[0],
+            teacher=ones,
+            agreement=ones,
+            divergence=ones,
+            predicted=samples,
+            teacher_weight=ones,
+            label_weight=ones,
+            baseline=shares[1],
+            both_right=shares[2],
+        )
+        policy: kdzoo.ClassPolicy = registry().make("policy", "tllm", EARLY)
+        policy.setup(kdzoo.PolicySetting(tuple(classes), True, 0.9, 0.1))
+        for epoch in range(len(samples)):
+            weights = policy.update(curves.first(epoch + 1))
+        named.append(int((weights.teacher == 0).sum()))
+    result.table(
+        "two baselines compared, one of them taken for a student: pairs in which tllm names",
+        "no class",
+        "one",
+        "more",
+        "in all",
+    )
+    counts = (named.count(0), named.count(1), sum(each > 1 for each in named), sum(named))
+    result.row(f"{len(named)} pairs", *map(str, counts))
+
+
 def elsewhere(gaps: dict[int, Floats], seed: int) -> Floats:
     """(C,), what plain KD changed on average in all seeds but one."""
     mean: Floats = np.mean([gap for other, gap in gaps.items() if other != seed], 0)
@@ -250,7 +298,6 @@ def show(result: Result) -> None:
     gaps = {seed: accuracies(run) - accuracies(run, "baseline") for seed, run in plain.items()}
     count = max(1, round(HURT * len(gaps[min(gaps)])))
     hurt = {seed: np.argsort(elsewhere(gaps, seed))[:count] for seed in gaps}
-    result.say(machines())
     result.table("points of test accuracy, and how many classes were untaught", *COLUMNS)
     for name in ("baseline", "bias", *POLICIES):
         runs = finished(name) if name in POLICIES else plain
@@ -283,6 +330,7 @@ def show(result: Result) -> None:
             of_them = f"{np.mean(counts):.1f}, {np.mean(right):.1f} of the hurt"
             result.row(f"{name} ({len(rows)} seeds)", *cells, of_them)
     show_signals(gaps, result)
+    show_null(list(plain[min(plain)].student.classes), result)
 
 
 def main() -> None:
@@ -300,7 +348,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.no_training:
         train_all(args)
-    show(Result(args, "1 thread a run"))
+    show(Result(args, machines()))
 
 
 if __name__ == "__main__":

@@ -332,8 +332,9 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     done = warm.run(*study, "--policies", *chosen, "--at-once", "1", *kept, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
-    table, signals, _ = tables
+    table, signals, _, null = tables
     assert len(signals["rows"]) == 5
+    assert [label for label, _ in null["rows"]] == ["2 pairs"]
     assert [label for label, _ in table["rows"]] == [
         f"{name} (2 seeds)" for name in ("baseline", "bias", *chosen)
     ]
