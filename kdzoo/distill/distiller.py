@@ -31,6 +31,7 @@ from kdzoo.extend.contracts import (
     Outputs,
     TeachingCurves,
 )
+from kdzoo.extend.gathering import sizes
 
 __all__ = ["Distiller", "Step"]
 
@@ -256,8 +257,9 @@ class Distiller(nn.Module):
         self.policy = policy
         device = self.teacher_weights.device
         self._compiled = _as_one_graph(self._measure, device) if compiled else None
-        # The first batch's size: a graph for an epoch's last one would take as long to compile.
-        self._whole = 0
+        # How many images each process has of the first batch: a graph for an epoch's last one would
+        # take as long to compile. All of them must compute it in one way, since they exchange.
+        self._whole: tuple[int, ...] = ()
         self._first_epoch = len(self.curves.history)
         self._declared = Declared.by(policy)
         compares, on_validation = self._declared.similarity, self._declared.validation
@@ -300,8 +302,9 @@ class Distiller(nn.Module):
             self._check_taught(inputs, taught)
         if progress is None:
             progress = float(len(self.curves.history) - self._first_epoch)
-        self._whole = self._whole or len(inputs)
-        if self._compiled is None or len(inputs) != self._whole:
+        shared = sizes(len(inputs))
+        self._whole = self._whole or shared
+        if self._compiled is None or shared != self._whole:
             values, student = self._measure(inputs, targets, indices, progress, taught)
         else:
             values, student = self._compiled(inputs, targets, indices, progress, taught)

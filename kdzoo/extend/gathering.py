@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["gathered", "shared_as"]
+__all__ = ["gathered", "shared_as", "sizes"]
 
 _sizes: tuple[int, ...] | None = None
 
@@ -22,6 +22,15 @@ def shared_as(sizes: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         _sizes = None
+
+
+def sizes(own: int) -> tuple[int, ...]:
+    """How many rows of a batch each process has; where that is not known, how many this one has.
+
+    Args:
+        own: how many that is.
+    """
+    return _sizes or (own,)
 
 
 def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -40,13 +49,13 @@ def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return list(tensors)
     own = len(tensors[0])
-    sizes = _sizes or _told(own, tensors[0].device)
+    counts = _sizes or _told(own, tensors[0].device)
     answers = []
     for tensor in tensors:  # all are of one size while they travel
-        padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - own, *tensor.shape[1:])])
-        parts = [torch.zeros_like(padded) for _ in sizes]
+        padded = torch.cat([tensor, tensor.new_zeros(max(counts) - own, *tensor.shape[1:])])
+        parts = [torch.zeros_like(padded) for _ in counts]
         distributed.all_gather(parts, padded)
-        answers.append(torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]))
+        answers.append(torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]))
     return answers
 
 

@@ -125,6 +125,34 @@ def test_compiled_steps_in_two_processes_too(method: str) -> None:
             torch.testing.assert_close(together[name], value, rtol=1e-9, atol=1e-12, msg=name)
 
 
+def sizes_that_are_compiled_for(rank: int) -> list[bool]:
+    torch.compiler.reset()  # as a stage's beginning does
+    torch.manual_seed(0)
+    images, targets = torch.rand(8, 1, 8, 8), torch.arange(8) % 5
+    distiller = kdzoo.Distiller(
+        network(6),
+        network(4),
+        kdzoo.terms(["ce", "kd"]),
+        example=images[:2],
+        classes=list("abcde"),
+        num_samples=8,
+    ).train()
+    distiller._compiled = torch.compile(distiller._measure, fullgraph=True, backend="aot_eager")
+    compiled = []
+    for parts in ((4, 4), (4, 3), (4, 4)):
+        own = slice(0, 4) if rank == 0 else slice(4, sum(parts))
+        with shared_as(parts), WholeBatch(own, sum(parts)):
+            step = distiller(images[own], targets[own])
+        compiled.append(not step.student.logits.requires_grad)
+    return compiled
+
+
+@pytest.mark.slow
+def test_all_processes_compute_a_short_batch_in_one_way() -> None:
+    """Also the one that has as many images of it as of a whole batch."""
+    assert in_two_processes(sizes_that_are_compiled_for) == [[True, False, True]] * 2
+
+
 def normalized(rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     values = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)) + 1000
     norm = nn.BatchNorm1d(3)
