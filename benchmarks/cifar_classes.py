@@ -48,8 +48,8 @@ HURT = 0.1  # of the classes
 TEACHER_EPOCHS, STUDENT_EPOCHS = 30, 20
 EARLY = {"start_epoch": 8, "window": 4, "patience": 2}
 TLLM: dict[str, Any] = {"use": "tllm", **EARLY}
-POLICIES: dict[str, Any] = {  # in the order in which they are trained
-    "all": "all",
+POLICIES: dict[str, dict[str, Any]] = {  # in the order in which they are trained
+    "all": {"use": "all"},
     "tllm": TLLM,
     "random": {"use": "random", **EARLY},
     "hardest": {"use": "hardest", **EARLY},
@@ -113,12 +113,11 @@ def taught(policy: str, seed: int, args: argparse.Namespace, **more: Any) -> dic
         args: the command line's.
         more: settings of the policy.
     """
-    setting = POLICIES[policy]
     return network("resnet8", policy, seed, args) | {
         "teacher": {"use": "wrn_16_2", "seed": 0, "train": train(TEACHER_EPOCHS, args)},
         "baseline": True,
         "losses": ["ce", "kd"],
-        "policy": {**setting, **more} if more else setting,
+        "policy": POLICIES[policy] | more,
         "store_gb": 8,
     }
 
@@ -141,8 +140,7 @@ def train_all(args: argparse.Namespace) -> None:
         begun: dict[str, list[Future[str]]] = {}
         for name in (each for each in POLICIES if each in {"all", *args.policies}):
             # That of other seeds is what ``oracle`` goes by.
-            plain = [each.result() for each in begun["all"]] if name == "oracle" else None
-            more = {} if plain is None else {"runs": plain}
+            more = {"runs": [each.result() for each in begun["all"]]} if name == "oracle" else {}
             begun[name] = [
                 pool.submit(run, taught(name, seed, args, **more)) for seed in args.seeds
             ]

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from kdzoo.extend.contracts import Floats, TeachingCurves
 from kdzoo.report.summary import BestValidation, Comparison, Report, Score
 from kdzoo.training.answers_file import write_answers
-from kdzoo.training.curves_file import curves_as_csv
+from kdzoo.training.curves_file import CurvesTable
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import Evaluation
 
@@ -101,7 +101,7 @@ def finished_run(
     write_answers(beside, baseline)
     directory.report.write_bytes(report.as_json())
     directory.classes.write_bytes(
-        curves_as_csv(names, TeachingCurves(*curves[:6], taught, taught, curves[6]))
+        CurvesTable(names).content(TeachingCurves(*curves[:6], taught, taught, curves[6]))
     )
     directory.student.touch()
     directory.environment.write_text('{"versions": {"torch": "2.0"}}')
@@ -160,5 +160,5 @@ def earlier_run(
         state=ones,
     )
     measured = replace(shown, validation=shown) if validation else shown
-    (path / "classes.csv").write_bytes(curves_as_csv(list(classes), measured))
+    (path / "classes.csv").write_bytes(CurvesTable(list(classes)).content(measured))
     return str(path)

@@ -38,7 +38,7 @@ from kdzoo.training.answers_file import (
     write_right_rows,
 )
 from kdzoo.training.checkpoint import Checkpoint
-from kdzoo.training.curves_file import curves_as_csv, read_curves
+from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes, refuse_too_many_processes
 from kdzoo.training.environment import keep_environment, need_compiler
@@ -213,7 +213,7 @@ class Plan:
         processes().give_out(Job(self.spec, self.role, self.images.fingerprint))
         trainer, curves = self.fit(_Beginning(info, start, baseline), watch)
         # Again: the run may have been killed between its last checkpoint and these curves.
-        directory.write(directory.classes, curves_as_csv(info.classes, curves))
+        directory.write(directory.classes, trainer.table.content(curves))
         if self.spec.teacher is None:
             write_right_rows(directory, self.distiller.curves.right_rows())
         self.recipe.save(self.student, directory)

@@ -14,7 +14,7 @@ import numpy as np
 from kdzoo.errors import CheckpointError
 from kdzoo.extend.contracts import ClassState, Floats, TeachingCurves
 
-__all__ = ["CurvesTable", "curves_as_csv", "read_curves"]
+__all__ = ["CurvesTable", "read_curves"]
 
 _COLUMNS = (
     "samples",
@@ -67,11 +67,6 @@ class CurvesTable:
                 rows.append([epoch + 1, name, *row.values()])
             self._parts.append(_lines(rows))
         return b"".join(self._parts)
-
-
-def curves_as_csv(classes: Sequence[str], curves: TeachingCurves) -> bytes:
-    """The file's content, of curves that are complete."""
-    return CurvesTable(classes).content(curves)
 
 
 def read_curves(path: Path) -> tuple[tuple[str, ...], TeachingCurves]:

@@ -21,7 +21,7 @@ from torch import nn
 
 import kdzoo
 from kdzoo.training.checkpoint import Checkpoint, load_tensors
-from kdzoo.training.curves_file import curves_as_csv, read_curves
+from kdzoo.training.curves_file import CurvesTable, read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
@@ -150,7 +150,7 @@ def test_curves_read_back_exactly(tmp_path: Path) -> None:
     states = draw.integers(0, len(kdzoo.ClassState), (4, 3)).astype(np.float64)
     curves = drawn(state=states, validation=drawn(validation=None))
     file = tmp_path / "classes.csv"
-    file.write_bytes(curves_as_csv(("a", "b,c", 'd"'), curves))
+    file.write_bytes(CurvesTable(("a", "b,c", 'd"')).content(curves))
     names, read = read_curves(file)
     assert names == ("a", "b,c", 'd"')
     assert read.validation is not None
