@@ -238,6 +238,38 @@ def show_signals(gaps: dict[int, Floats], result: Result) -> None:
     result.row("standard deviation", *(median([100 * float(d)]) for d in deviations.values()))
 
 
+def show_validation(result: Result) -> None:
+    """The policies on validation images, by which a default is chosen: all that is in this table is
+    of them, the hurt classes too."""
+
+    def last(name: str, of: str = "student") -> dict[int, Floats]:
+        found = {}
+        for seed, directory in directories(name).items():
+            validation = kdzoo.read_curves(directory / "classes.csv")[1].validation
+            assert validation is not None
+            found[seed] = getattr(validation, of)[-1]
+        return found
+
+    plain, alone = last("all"), last("all", "baseline")
+    hurt = hurt_classes({seed: plain[seed] - alone[seed] for seed in plain})
+    result.table("points of validation accuracy", *COLUMNS[:4])
+    for name in ("baseline", *POLICIES):
+        runs = alone if name == "baseline" else last(name)
+        rows = []
+        for seed in sorted(runs.keys() & plain.keys()):
+            change = runs[seed] - alone[seed]
+            rows.append(
+                (
+                    runs[seed].mean(),
+                    (runs[seed] - plain[seed]).mean(),
+                    change[hurt[seed]].mean(),
+                    np.delete(change, hurt[seed]).mean(),
+                )
+            )
+        if rows:
+            result.row(f"{name} ({len(rows)} seeds)", *map(points, zip(*rows, strict=True)))
+
+
 def show_null(classes: Sequence[str], result: Result) -> None:
     """How many classes ``tllm`` names where there is nothing to find: one baseline is compared with
     that of another seed, on all training images, held out or not. CIFAR-100 has as many of each
@@ -288,14 +320,19 @@ def elsewhere(gaps: dict[int, Floats], seed: int) -> Floats:
     return mean
 
 
+def hurt_classes(gaps: dict[int, Floats]) -> dict[int, npt.NDArray[np.intp]]:
+    """Of each seed: the tenth of the classes that plain KD hurt most in the others."""
+    count = max(1, round(HURT * len(gaps[min(gaps)])))
+    return {seed: np.argsort(elsewhere(gaps, seed))[:count] for seed in gaps}
+
+
 def show(result: Result) -> None:
     """What is finished of each policy, beside plain KD and the baseline of the same seeds."""
     plain = finished("all")
     if len(plain) < 2:
         raise SystemExit("two seeds of plain KD must be finished before it is known what it hurts")
     gaps = {seed: accuracies(run) - accuracies(run, "baseline") for seed, run in plain.items()}
-    count = max(1, round(HURT * len(gaps[min(gaps)])))
-    hurt = {seed: np.argsort(elsewhere(gaps, seed))[:count] for seed in gaps}
+    hurt = hurt_classes(gaps)
     result.table("points of test accuracy, and how many classes were untaught", *COLUMNS)
     for name in ("baseline", "bias", *POLICIES):
         runs = finished(name) if name in POLICIES else plain
@@ -327,6 +364,7 @@ def show(result: Result) -> None:
             cells = [points([value for value in column if value == value]) for column in shares]
             of_them = f"{np.mean(counts):.1f}, {np.mean(right):.1f} of the hurt"
             result.row(f"{name} ({len(rows)} seeds)", *cells, of_them)
+    show_validation(result)
     show_signals(gaps, result)
     show_null(list(plain[min(plain)].student.classes), result)
 

@@ -99,7 +99,7 @@ class Score(Record):
     precision: dict[str, float]
     predicted_share: dict[str, float]
     corrected: dict[str, float]
-    correction: Offsets | None = None
+    correction: Offsets | None
 
     @classmethod
     def of(cls, evaluation: Evaluation, classes: Sequence[str]) -> Score:
