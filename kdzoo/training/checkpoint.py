@@ -74,7 +74,7 @@ class Checkpoint:
         # One by one the numbers of a hundred classes and epochs would take longer than the rest.
         fields["validation"] = torch.tensor(self.validation, dtype=torch.int64)
         refuse_more_than_data("checkpoint", fields)
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # where a write to a file fails, torch's writer aborts the process
         torch.save(fields, buffer)
         directory.write(directory.checkpoint, buffer.getvalue())
 

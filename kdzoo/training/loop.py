@@ -42,6 +42,7 @@ _REASONS = (
     "\n    Usual reasons: a learning rate that is too high, a temperature or weight out of range, "
     "a teacher that was not loaded as it was trained."
 )
+_LOOKED_AT = 1 << 24  # numbers at a time
 
 __all__ = [
     "PreparedStage",
@@ -123,7 +124,7 @@ class Trainer:
         self.best: Best | None = None
         self.table = CurvesTable(distiller.classes)
         # A buffer may be infinite by design, as a mask is; what is finite now must stay so.
-        self.finite = [name for name, buffer in self._buffers() if bool(buffer.isfinite().all())]
+        self.finite = [name for name, buffer in self._buffers() if bool(_all_finite(buffer))]
 
     def fit(self, info: RunInfo, start: Checkpoint | None) -> TeachingCurves:
         """Train from the start, or on from a checkpoint, to the end.
@@ -336,7 +337,7 @@ class Trainer:
         tensors: dict[str, Tensor] = dict(self.distiller.named_parameters())
         buffers = dict(self._buffers())
         tensors |= {name: buffers[name] for name in self.finite if name in buffers}
-        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).cpu()
+        finite = torch.stack([_all_finite(tensor) for tensor in tensors.values()]).cpu()
         if not bool(finite.all()):
             name = list(tensors)[int(finite.int().argmin())]
             raise NonFiniteError(
@@ -433,6 +434,13 @@ def _reseed(seed: int, device: torch.device) -> None:
 def _row(step: Step) -> Tensor:
     """(1 + terms,), the numbers of a step that are looked at later."""
     return torch.stack([step.total.detach(), *(v.detach() for v in step.terms.values())]).float()
+
+
+def _all_finite(tensor: Tensor) -> Tensor:
+    """(), whether no number is NaN or infinite: part by part, since a loss's bank may be large, and
+    to look at it takes one and a half times its memory."""
+    parts = torch.split(tensor.flatten(), _LOOKED_AT)
+    return torch.stack([part.isfinite().all() for part in parts]).all()
 
 
 def _mean(curve: np.ndarray, samples: np.ndarray) -> float:  # type: ignore[type-arg]

@@ -25,26 +25,40 @@ from kdzoo.training.curves_file import CurvesTable, read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.weights import NetworkRecipe, load_weights
 
+WRITE = "directory.write(directory.checkpoint, b'y' * 100_000)"
+SAVE = "Checkpoint(1, 2, {'a': torch.zeros(100_000)}, {}, {}, {}).save(directory)"
 
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("write", [WRITE, SAVE])
+@pytest.mark.parametrize(
+    ("signalled", "said"),
+    [
+        ("signal.SIG_IGN", "RunError {}: cannot be written: File too large"),
+        ("signal.default_int_handler", "KeyboardInterrupt"),  # as if one came in the middle
+    ],
+)
+def test_a_failed_write_leaves_the_file_as_it_was(
+    tmp_path: Path, write: str, signalled: str, said: str
+) -> None:
     """A real limit on the size of files stands in for a full disk."""
     program = (
-        "import resource, sys, pathlib\n"
+        "import pathlib, resource, signal, sys, torch\n"
+        "from kdzoo.training.checkpoint import Checkpoint\n"
         "from kdzoo.training.directory import RunDirectory\n"
         "directory = RunDirectory(pathlib.Path(sys.argv[1]))\n"
         "directory.write(directory.checkpoint, b'x' * 1000)\n"
+        f"signal.signal(signal.SIGXFSZ, {signalled})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try:\n    directory.write(directory.checkpoint, b'y' * 100_000)\n"
-        "except Exception as error:\n    print(type(error).__name__, error)\n"
+        f"try:\n    {write}\n"
+        "except BaseException as error:\n    print(type(error).__name__, error)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("RunError")
-    assert "checkpoint.pt: cannot be written: File too large" in done.stdout
+    assert done.stdout.strip() == said.format(tmp_path / "checkpoint.pt")
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"x" * 1000
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    if signalled == "signal.SIG_IGN":  # else the next run removes what was left
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_the_lock_keeps_a_second_process_out(tmp_path: Path) -> None:
