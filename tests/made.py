@@ -63,6 +63,7 @@ def finished_run(
     label_weights: dict[str, float] | None = None,
     changes: dict[str, Any] | None = None,
     parameters: tuple[int, int] = (1_000, 10_000),
+    data: str = "these",
 ) -> RunDirectory:
     """A directory as a run leaves it, and beside it its baseline's answers. ``effects`` (C,) is
     what the teacher does to each class."""
@@ -78,6 +79,7 @@ def finished_run(
         epochs=epochs,
         parameters=parameters[0],
         teacher_parameters=parameters[1],
+        data=data,
         images=dict.fromkeys(names, IMAGES),
         student=scores[0],
         best_validation=BestValidation(epoch=3, validation=0.7, test=0.69),
@@ -87,7 +89,7 @@ def finished_run(
             (scores[0], student.answers), (scores[1], baseline.answers), student.targets, names
         ),
         agreement=0.8,
-        untaught=tuple(names[c] for c in untaught),
+        teacher_weights={names[c]: 0.0 for c in untaught},
         label_weights=label_weights or {},
         directories={"teacher": "runs/t", "baseline": f"runs/of-{path.name}"},
     )
@@ -130,9 +132,11 @@ def earlier_run(
     taught: float = 1.0,
     validation: bool = True,
     without: int = 0,
+    data: str = "these",
 ) -> str:
     """A run of five epochs whose student ended ``gap`` (C,) from its baseline on the validation
-    images, as far as its spec and its curves go. The first epochs may be ``without`` a baseline."""
+    images, as far as its spec, its curves and a report go. The first epochs may be ``without`` a
+    baseline."""
     path.mkdir(parents=True)
     spec = {
         "name": "earlier",
@@ -161,4 +165,13 @@ def earlier_run(
     )
     measured = replace(shown, validation=shown) if validation else shown
     (path / "classes.csv").write_bytes(CurvesTable(list(classes)).content(measured))
+    report = Report(
+        name="earlier",
+        epochs=5,
+        parameters=1,
+        data=data,
+        images=dict.fromkeys(classes, IMAGES),
+        student=Score.of(evaluation(student[-1].clip(0, 1), np.random.default_rng(0)), classes),
+    )
+    (path / "report.json").write_bytes(report.as_json())
     return str(path)

@@ -64,6 +64,14 @@ class Split(ABC):
         sample.targets, sample.indices = self.targets[positions], self.indices[positions]
         return sample
 
+    def read(self) -> None:  # noqa: B027  (most have been read when a split is made)
+        """Read each image once, where that has not been done: whoever needs them in hours should
+        hear of a broken one now.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+
     @abstractmethod
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         """All images without augmentation, in their own order, up to ``chunk`` of them a view."""

@@ -70,6 +70,10 @@ class _StreamedSplit(Split):
         self._images = images
         self._augmentation = augmentation
 
+    def read(self) -> None:
+        for _ in self.plain():
+            pass
+
     def plain(self, chunk: int = 512) -> Generator[View, None, None]:
         step, count = min(chunk, _PLAIN), len(self)
         sizes = [min(step, count - start) for start in range(0, count, step)]

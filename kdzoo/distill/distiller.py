@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from kdzoo.distill.compiling import Backend, as_one_graph
 from kdzoo.distill.curves import CurveRecorder
 from kdzoo.distill.folding import fold_batch_norm
 from kdzoo.distill.network import Network
@@ -241,7 +242,11 @@ class Distiller(nn.Module):
             return in_chunks(self._teacher, inputs, self._chunk)
 
     def begin_stage(
-        self, terms: Sequence[Term], policy: ClassPolicy | None, *, compiled: bool = False
+        self,
+        terms: Sequence[Term],
+        policy: ClassPolicy | None,
+        *,
+        backend: Backend | None = None,
     ) -> None:
         """From now on these terms and this policy apply.
 
@@ -249,14 +254,16 @@ class Distiller(nn.Module):
             terms: their losses must have been among those given at construction, so that a loss's
                 own parameters persist over the stages that use it.
             policy: a policy after its ``setup``.
-            compiled: whether torch compiles the steps, as one graph: equal but for rounding.
+            backend: what torch compiles the steps with, as one graph: equal but for rounding.
+                ``inductor`` makes them fast; ``eager`` only finds out whether they can be one.
                 Batches of another size than the first are computed as they are without.
-                What a step then says of the student's outputs passes no gradient.
+                What a step then says of the student's outputs passes no gradient. ``None``: they
+                are not compiled.
         """
         self.terms = tuple(terms)
         self.policy = policy
         device = self.teacher_weights.device
-        self._compiled = _as_one_graph(self._measure, device) if compiled else None
+        self._compiled = as_one_graph(self._measure, device, backend) if backend else None
         # How many images each process has of the first batch: a graph for an epoch's last one would
         # take as long to compile. All of them must compute it in one way, since they exchange.
         self._whole: tuple[int, ...] = ()
@@ -296,6 +303,7 @@ class Distiller(nn.Module):
             SpecError: inputs, targets or ``taught`` do not fit together, there are no images, or a
                 loss needs ``indices``.
             PluginError: a loss fails, or does not return one value per sample.
+            RunError: the step cannot be compiled.
         """
         self._check_batch(inputs, targets)
         if taught is not None:
@@ -562,6 +570,11 @@ class Distiller(nn.Module):
         if states is None:
             untaught = np.asarray(weights.teacher) == 0
             states = np.where(untaught, ClassState.UNTAUGHT, ClassState.TAUGHT)
+        if weights.columns is not None and not self._declared.columns:
+            raise PluginError(
+                f'policy "{policy.name}" answered columns, and its sets_columns is False: no loss '
+                "has been asked whether it follows them; set it to True"
+            )
         columns = np.ones(count) if weights.columns is None else weights.columns
         for name, what, vector in (
             ("teacher_weights", "teacher weights", weights.teacher),
@@ -591,20 +604,6 @@ class Distiller(nn.Module):
                     f"{sorted({*values.tolist()} - {*ClassState})}"
                 )
             getattr(self, name).copy_(torch.from_numpy(values))
-
-
-def _as_one_graph(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """A function as torch compiles it; it draws the numbers that it would draw without.
-
-    A GPU is told of all its kernels at once (CUDA graphs): one by one takes longer than to compute
-    them. Several processes exchange something in between; there it is one by one.
-    """
-    # All distillers share this function, and it may be compiled only so often.
-    torch.compiler.reset()
-    alone = not (distributed.is_available() and distributed.is_initialized())
-    captured = device.type == "cuda" and alone
-    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": captured}
-    return torch.compile(function, fullgraph=True, options=options)
 
 
 class _NoTeacher(Outputs):

@@ -84,6 +84,8 @@ def set_up_policy(
     samples: tuple[int, ...] | None = None,
     validation: tuple[int, ...] | None = None,
     seed: int = 0,
+    epochs: int | None = None,
+    images: str | None = None,
 ) -> None:
     """Tell a policy what it will decide about; see :class:`~kdzoo.PolicySetting`.
 
@@ -116,6 +118,8 @@ def set_up_policy(
                 samples=samples,
                 validation=validation,
                 seed=seed,
+                epochs=epochs,
+                images=images,
             )
         )
 

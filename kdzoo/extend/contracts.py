@@ -236,6 +236,10 @@ class PolicySetting:
         samples: how many training samples each class has; ``None`` where that is not known.
         validation: how many validation images each class has; ``None`` where there are none.
         seed: the run's seed, for a policy that draws, or looks at runs of other seeds.
+        epochs: after which epoch of the run the policy's stage ends; ``None`` where that is not
+            known, as in a training loop of one's own.
+        images: a hash of the images and their labels, for a policy that looks at other runs, whose
+            reports have it too (:attr:`kdzoo.Report.data`); ``None`` where that is not known.
     """
 
     classes: tuple[str, ...]
@@ -245,9 +249,14 @@ class PolicySetting:
     samples: tuple[int, ...] | None = None
     validation: tuple[int, ...] | None = None
     seed: int = 0
+    epochs: int | None = None
+    images: str | None = None
 
     def label_factor(self, teacher_factor: float) -> float:
-        """The factor on a class's label terms under which these weigh 1, as in the baseline.
+        """The factor on a class's label terms that makes up for what it loses of the teacher's.
+
+        Where nothing is left of these, the label terms weigh 1 under it, as in the baseline; where
+        all is left, it is 1; in between it goes along a straight line.
 
         The teacher's weight is no measure of it: a hint's 100 and a soft target's 0.9 are on
         different scales.

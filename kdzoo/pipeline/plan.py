@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -132,7 +133,10 @@ class Plan:
             self.teacher_parameters = _size(self.teacher)
             self.teacher_accuracy = self._measure_teacher(self.teacher, spec.teacher, recipe)
         losses = losses_of(spec)
-        self.stages = [self._stage(stage, losses) for stage in spec.stages]
+        ends = itertools.accumulate(stage.train.epochs for stage in spec.stages)
+        self.stages = [
+            self._stage(stage, end, losses) for stage, end in zip(spec.stages, ends, strict=True)
+        ]
         self.observers: list[Observer] = [
             registry().make(Observer.kind, entry.use, entry.params) for entry in spec.observers
         ]
@@ -153,6 +157,7 @@ class Plan:
         if spec.teacher is None:  # it may be somebody's baseline
             self.distiller.curves.keep_right_rows(self.images.rows)
         try_step(self.distiller, self.stages, self.images.example)
+        session.read_held_out(self.images)
         for name, other in self.others.items():
             there = session.directory(other)
             if not (there.trained or there.finished):
@@ -337,6 +342,7 @@ class Plan:
             epochs=trainer.epoch,
             parameters=_size(self.student),
             teacher_parameters=self.teacher_parameters,
+            data=self.images.fingerprint,
             images={name: int(n) for name, n in zip(names, evaluation.images, strict=True) if n},
             student=student,
             best_validation=best,
@@ -344,12 +350,8 @@ class Plan:
             baseline=baseline,
             comparison=comparison,
             agreement=agreement,
-            untaught=tuple(names[c] for c in curves.untaught),
-            label_weights={
-                name: round(float(weight), 6)
-                for name, weight in zip(names, curves.label_weight[-1], strict=True)
-                if weight != 1
-            },
+            teacher_weights=_other_than_1(curves.teacher_weight[-1], names),
+            label_weights=_other_than_1(curves.label_weight[-1], names),
             directories={role: str(done.directory) for role, done in runs.items()},
         )
 
@@ -429,7 +431,8 @@ class Plan:
             refuse_worse_teacher(accuracy, self.student, split, which, len(classes))
         return accuracy
 
-    def _stage(self, stage: Stage, losses: Mapping[str, Loss]) -> PreparedStage:
+    def _stage(self, stage: Stage, end: int, losses: Mapping[str, Loss]) -> PreparedStage:
+        """A stage, after which so many epochs will have been trained."""
         terms = [Term(e.id, losses[e.id], e.weight, e.warmup_epochs) for e in stage.losses]
         entry = stage.policy
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
@@ -441,6 +444,8 @@ class Plan:
             samples=self.images.train.counts(len(self.images.classes)),
             validation=self.images.validation.counts(len(self.images.classes)),
             seed=self.spec.seed,
+            epochs=end,
+            images=self.images.fingerprint,
         )
         return PreparedStage(stage, terms, policy)
 
@@ -494,3 +499,9 @@ class Plan:
 
 def _size(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _other_than_1(weights: Floats, names: Sequence[str]) -> dict[str, float]:
+    """By name, of the classes whose weight is not 1."""
+    given = zip(names, weights.tolist(), strict=True)
+    return {name: round(weight, 6) for name, weight in given if weight != 1}

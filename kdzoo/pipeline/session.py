@@ -39,6 +39,7 @@ class Session:
         self.stored = ""  # what was said last of the teacher's outputs
         self._data: dict[str, ImageSet] = {}
         self._images: dict[str, Images] = {}
+        self._read: set[str] = set()
         self._measured: dict[str, float] = {}
 
     def environment(self, spec: Spec) -> dict[str, Any]:
@@ -63,6 +64,18 @@ class Session:
                 flip=entry.flip,
             )
         return self._images[key]
+
+    def read_held_out(self, images: Images) -> None:
+        """Once a command, read all images that are only wanted after the training, or an epoch of
+        it.
+
+        Raises:
+            DataError: one is broken.
+        """
+        if processes().first and images.fingerprint not in self._read:
+            for split in (images.validation, images.test):
+                split.read()
+            self._read.add(images.fingerprint)
 
     def _load(self, entry: DataEntry) -> ImageSet:
         key = json.dumps([entry.use, entry.params])

@@ -354,11 +354,17 @@ def _intervals(rows: Sequence[Interval], reach: float) -> str:
     )
 
 
+def _lost(difference: float) -> bool:
+    """Whether it is shown as a loss: shares have six digits, and a mean of their differences may be
+    off 0 for that alone."""
+    return difference < -5e-6
+
+
 def _dots(rows: Sequence[Interval], reach: float, gained: bool) -> str:
     return "".join(
         f"M{_rank(i, len(rows))} {_height(row.difference, reach)}h0"
         for i, row in enumerate(rows)
-        if row.difference is not None and (row.difference >= 0) == gained
+        if row.difference is not None and _lost(row.difference) != gained
     )
 
 
@@ -386,6 +392,7 @@ def _templates() -> Environment:
         place=_place,
         height=_height,
         intervals=_intervals,
+        lost=_lost,
         dots=_dots,
         signed_reach=_signed_reach,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import confusion_of
 from kdzoo.words import few
+
+log = logging.getLogger("kdzoo")
 
 __all__ = [
     "ClassEvidence",
@@ -135,11 +138,13 @@ class Setting(Record):
         classes: the evidence on each class, by name; empty without a baseline.
         untaught_runs: in how many of the runs a class was no longer taught at the end, by name, of
             the classes of which that is true in any.
+        teacher_weights: how much of the teacher's terms a class got in the last epoch, the mean
+            over runs, by name, of the classes where it is not 1 in all of them.
         label_weights: the policy's factor on a class's label terms in the last epoch, the mean over
             runs, by name, of the classes where it is not 1 in all of them.
         confusions: the pairs of classes that the students confuse more often than their baselines,
-            images of all seeds added up, those with most added first, up to thirty; empty where
-            the directory of a baseline is gone.
+            images of all seeds added up, those with most added first, up to thirty; ``None``
+            where the directory of a baseline is gone.
     """
 
     name: str
@@ -155,8 +160,9 @@ class Setting(Record):
     capacity_gap: float | None
     classes: dict[str, ClassEvidence]
     untaught_runs: dict[str, int]
+    teacher_weights: dict[str, float]
     label_weights: dict[str, float]
-    confusions: tuple[Confusion, ...]
+    confusions: tuple[Confusion, ...] | None
 
     def count(self, verdict: Verdict) -> int:
         """How many classes have a verdict."""
@@ -177,11 +183,9 @@ class TwoNetworks(Record):
     p: float
 
     @classmethod
-    def of(cls, one: RunDirectory, other: RunDirectory) -> TwoNetworks | None:
-        """Compare two students; ``None`` if they were tested on different images."""
-        (targets, answers), (others_targets, others_answers) = map(read_answers, (one, other))
-        if not np.array_equal(targets, others_targets):
-            return None
+    def of(cls, one: RunDirectory, other: RunDirectory) -> TwoNetworks:
+        """Compare two students that were tested on the same images."""
+        (targets, answers), (_, others_answers) = map(read_answers, (one, other))
         right, others_right = answers == targets, others_answers == targets
         return cls(
             directories=(str(one.path), str(other.path)),
@@ -196,7 +200,7 @@ class StudyReport(Record):
     Attributes:
         name: the runs' name, or names.
         settings: one or more.
-        networks: where there are two runs, their students as two networks.
+        networks: where there are two runs on the same images, their students as two networks.
     """
 
     name: str
@@ -208,8 +212,8 @@ class StudyReport(Record):
         """Put finished runs side by side.
 
         Raises:
-            RunError: a run is not finished, two are the same but for what does not decide, or they
-                know different classes.
+            RunError: a run is not finished, two are the same but for what does not decide, they
+                know different classes, or one setting has different images.
             CheckpointError: a file is damaged.
         """
         results = [_Result.read(directory) for directory in directories]
@@ -224,7 +228,7 @@ class StudyReport(Record):
         settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
         titles = dict.fromkeys(result.report.name for group in groups for result in group)
         networks = None
-        if len(results) == 2:
+        if len(results) == 2 and results[0].report.data == results[1].report.data:
             networks = TwoNetworks.of(*(result.directory for result in results))
         return cls(name=", ".join(titles), settings=tuple(settings), networks=networks)
 
@@ -263,6 +267,12 @@ def _grouped(results: Sequence[_Result]) -> list[list[_Result]]:
                     f"{one.directory.path} and {other.directory.path} are of one setting and one "
                     "seed; name one of the two"
                 )
+            if one.report.data != other.report.data:
+                raise RunError(
+                    f"{one.directory.path} and {other.directory.path} are of one setting, and not "
+                    "of the same images and labels, so that what differs is not the seed alone; "
+                    "name runs on the same data"
+                )
     return list(groups.values())
 
 
@@ -282,7 +292,6 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
     ]
     parameters = reports[0].teacher_parameters
     untaught = Counter(name for report in reports for name in report.untaught)
-    weighed = dict.fromkeys(name for report in reports for name in report.label_weights)
     return Setting(
         name=name,
         directories=tuple(str(result.directory.path) for result in group),
@@ -301,12 +310,16 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
         untaught_runs=dict(untaught.most_common()),
-        label_weights={
-            name: float(np.mean([report.label_weights.get(name, 1.0) for report in reports]))
-            for name in weighed
-        },
+        teacher_weights=_mean_weights([report.teacher_weights for report in reports]),
+        label_weights=_mean_weights([report.label_weights for report in reports]),
         confusions=_confusions(group) if paired else (),
     )
+
+
+def _mean_weights(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over runs, of the classes that are named in any: elsewhere it is 1."""
+    named = dict.fromkeys(name for each in weights for name in each)
+    return {name: float(np.mean([each.get(name, 1.0) for each in weights])) for name in named}
 
 
 def _spreads(scores: Sequence[Score]) -> dict[str, Spread]:
@@ -346,12 +359,14 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
     }, harm
 
 
-def _confusions(group: Sequence[_Result]) -> tuple[Confusion, ...]:
+def _confusions(group: Sequence[_Result]) -> tuple[Confusion, ...] | None:
     """What the students of all seeds confuse more often than their baselines."""
     names = list(group[0].report.student.predicted_share)
     pairs = [(result.directory, _baseline_of(result)) for result in group]
-    if not all(baseline.answers.exists() for _, baseline in pairs):
-        return ()
+    gone = [baseline.path for _, baseline in pairs if not baseline.answers.exists()]
+    if gone:
+        log.warning("%s: is not there; what is confused more often is not known", gone[0])
+        return None
     counts, others = (
         sum(confusion_of(*read_answers(directory), len(names)) for directory in directories)
         for directories in zip(*pairs, strict=True)

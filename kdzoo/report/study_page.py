@@ -14,7 +14,7 @@ from kdzoo.errors import RunError
 from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT, Verdict
 from kdzoo.report.page import as_csv, reach, render
 from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks
-from kdzoo.report.summary import label_weights_note
+from kdzoo.report.summary import weights_note
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 from kdzoo.words import counted, few
@@ -136,11 +136,9 @@ def study_table(report: StudyReport) -> Table:
 def study_lines(report: StudyReport) -> list[str]:
     """What is said below the table."""
     lines = ["Accuracies are on the test images, mean and standard deviation over seeds."]
-    several = len(report.settings) > 1
-    lines += [
-        f"{setting.name}: {_said(setting)}" if several else _said(setting)
-        for setting in report.settings
-    ]
+    for setting in report.settings:
+        said = " ".join([_evidence(setting), *_policy(setting)])
+        lines.append(f"{setting.name}: {said}" if len(report.settings) > 1 else said)
     return lines + ([_as_networks(report.networks)] if report.networks else [])
 
 
@@ -163,17 +161,35 @@ def _about(report: StudyReport) -> str:
 
 
 def _said(setting: Setting) -> str:
-    """The evidence of a setting, and what its policy did, in one paragraph."""
-    said, runs = [_evidence(setting)], len(setting.seeds)
+    """The evidence of a setting, and what its policy did, in one paragraph of the page."""
+    bars = ""
+    if len(setting.seeds) > 1 and setting.classes:
+        named = setting.count("hurt") + setting.count("helped")
+        bars = "The bars are 90 % intervals" + (
+            "; those of classes that are named allow for the selection." if named else "."
+        )
+    return " ".join(filter(None, [_evidence(setting), *_policy(setting), bars]))
+
+
+def _policy(setting: Setting) -> list[str]:
+    """What a setting's policy did, in sentences."""
+    said, runs = [], len(setting.seeds)
     if setting.untaught_runs:
         names = [
-            name if count == runs else f"{name} in {counted(count, 'run')} of {runs}"
+            name + (f" ({count} of {runs} runs)" if runs > 1 else "")
             for name, count in setting.untaught_runs.items()
         ]
         said.append(f"No longer taught: {few(names)}.")
+    lesser = {
+        name: weight
+        for name, weight in setting.teacher_weights.items()
+        if name not in setting.untaught_runs
+    }
+    if lesser:
+        said.append(weights_note("Teacher", lesser))
     if setting.label_weights:
-        said.append(label_weights_note(setting.label_weights))
-    return " ".join(said)
+        said.append(weights_note("Label", setting.label_weights))
+    return said
 
 
 def _evidence(setting: Setting) -> str:
@@ -182,24 +198,26 @@ def _evidence(setting: Setting) -> str:
         return "There is no baseline to compare with: say `baseline: true`."
     if count == 1:
         return "One seed: estimates without verdicts. How much seeds vary is not known."
-    visible = [e.visible for e in setting.classes.values() if e.visible is not None]
+    visible = np.median([e.visible for e in setting.classes.values() if e.visible is not None])
     least = (
-        f"a difference of {100 * np.median(visible):.1f} points (the median class's) would have "
-        "been seen four times out of five"
+        f"a difference of {100 * visible:.1f} points (the median class's) would have been seen "
+        "four times out of five"
+        if visible < 1
+        else "no difference would be seen four times out of five"
     )
+    least = f"If it were the only one, {least}."
     if count < SEEDS_FOR_A_VERDICT:
         return (
-            f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. If it "
-            f"were the only one, {least}. The bars are 90 % intervals."
+            f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. {least}"
         )
     hurt, helped = _named(setting, "hurt"), _named(setting, "helped")
     rest = setting.count("no difference shown")
-    return (
-        f"{count} seeds: {hurt}, {helped}, and no difference shown for {rest}. On average, "
-        f"{100 * FALSE_DISCOVERIES:.0f} % at most of the classes named are named wrongly. If it "
-        f"were the only one, {least}. The bars of classes that are named allow for the selection; "
-        "the others are 90 % intervals."
+    wrongly = (
+        f" On average, {100 * FALSE_DISCOVERIES:.0f} % at most of the classes named are named "
+        "wrongly."
     )
+    named = wrongly if rest < classes else ""
+    return f"{count} seeds: {hurt}, {helped}, and no difference shown for {rest}.{named} {least}"
 
 
 def _named(setting: Setting, verdict: Verdict) -> str:

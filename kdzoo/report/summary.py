@@ -27,11 +27,11 @@ __all__ = [
     "Report",
     "Score",
     "added_confusions",
-    "label_weights_note",
     "notes",
     "summary_lines",
     "summary_table",
     "teacher_note",
+    "weights_note",
 ]
 
 _CONFUSIONS = 30
@@ -229,6 +229,7 @@ class Report(Record):
         epochs: how many epochs were trained.
         parameters: how many parameters the student has.
         teacher_parameters: how many the teacher has; ``None`` where there is none.
+        data: a hash of all images and their labels.
         images: how many test images each class has, by name.
         student: the student after the last epoch.
         best_validation: the student at its best validation epoch; ``None`` without validation.
@@ -237,7 +238,8 @@ class Report(Record):
         comparison: the student beside the baseline; ``None`` where there is none.
         agreement: on how many test images student and teacher give the same answer; ``None``
             without a teacher.
-        untaught: the classes that the policy no longer taught in the last epoch.
+        teacher_weights: how much of the teacher's terms a class got in the last epoch, by name, of
+            the classes where it is not 1.
         label_weights: the policy's factor on a class's label terms in the last epoch, by name, of
             the classes where it is not 1.
         directories: the directories of the teacher's and of the baseline's runs.
@@ -247,6 +249,7 @@ class Report(Record):
     epochs: int
     parameters: int
     teacher_parameters: int | None = None
+    data: str
     images: dict[str, int]
     student: Score
     best_validation: BestValidation | None = None
@@ -254,7 +257,7 @@ class Report(Record):
     baseline: Score | None = None
     comparison: Comparison | None = None
     agreement: float | None = None
-    untaught: tuple[str, ...] = ()
+    teacher_weights: dict[str, float] = {}
     label_weights: dict[str, float] = {}
     directories: dict[str, str] = {}
 
@@ -267,10 +270,17 @@ class Report(Record):
         """
         try:
             return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: is not there; the run is not finished") from error
         except (OSError, ValidationError) as error:
             raise CheckpointError(
                 f"{path}: is damaged; remove it, and `kdzoo run` writes it again"
             ) from error
+
+    @property
+    def untaught(self) -> tuple[str, ...]:
+        """The classes that got nothing of the teacher's terms in the last epoch."""
+        return tuple(name for name, weight in self.teacher_weights.items() if weight == 0)
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -328,19 +338,21 @@ def notes(report: Report) -> list[str]:
         ]
     if report.teacher is not None:
         lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
+    if lesser := {name: weight for name, weight in report.teacher_weights.items() if weight}:
+        lines.append(weights_note("Teacher", lesser))
     if report.label_weights:
-        lines.append(label_weights_note(report.label_weights))
+        lines.append(weights_note("Label", report.label_weights))
     student = report.student
     if untested := [name for name in student.predicted_share if name not in student.classes]:
         lines.append(f"Without test images, so that nothing is said of them: {few(untested)}.")
     return lines
 
 
-def label_weights_note(weights: Mapping[str, float]) -> str:
-    """Which classes a policy gave more, or less, of their label terms, the heaviest first."""
+def weights_note(whose: str, weights: Mapping[str, float]) -> str:
+    """Which classes a policy gave more, or less, of some terms, the heaviest first."""
     ordered = sorted(weights.items(), key=lambda item: -item[1])
     said = few([f"{name} ({weight:.3g})" for name, weight in ordered])
-    return f"Label weights other than 1: {said}."
+    return f"{whose} weights other than 1: {said}."
 
 
 def teacher_note(report: Report) -> str | None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdzoo.data.images import Images, View
+from kdzoo.distill.compiling import Backend
 from kdzoo.distill.distiller import Distiller, Step
 from kdzoo.distill.terms import Term
 from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, SpecError, did_you_mean
@@ -150,7 +151,8 @@ class Trainer:
         self, info: RunInfo, stage: PreparedStage, first: int, last: int, start: Checkpoint | None
     ) -> None:
         """One stage: epochs ``first`` to ``last`` of the run, or those that are left of them."""
-        self.distiller.begin_stage(stage.terms, stage.policy, compiled=stage.spec.train.compile)
+        backend: Backend | None = "inductor" if stage.spec.train.compile else None
+        self.distiller.begin_stage(stage.terms, stage.policy, backend=backend)
         if stage.spec.train.compile:
             log.info("its first step is compiled, which takes a minute or more")
         parameters = learning_parameters(self.distiller, stage.spec)
@@ -393,6 +395,7 @@ def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: Vie
     Raises:
         SpecError: nothing that learns has a gradient.
         PluginError: a component breaks its contract, or its gradient cannot be computed.
+        RunError: the step is to be compiled, and cannot be.
     """
     with torch.random.fork_rng(devices=[]):
         try:
@@ -400,16 +403,19 @@ def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: Vie
         except Exception:  # not every model can be copied; it will be tried when it is trained
             return
         for stage in copies:
-            copied.begin_stage(stage.terms, stage.policy)
             learning_parameters(copied, stage.spec)
-            with autocast(stage.spec, example.inputs.device):
-                step = copied.train()(
-                    example.inputs, example.targets, example.indices, progress=0.0
-                )
-            if not step.total.requires_grad:
-                raise SpecError(f"learn: no loss depends on {', '.join(stage.spec.learn)}")
-            with calling("the backward pass"):
-                step.total.backward()
+            # Whether it can be compiled is found out too, and not with what takes a minute.
+            backends: tuple[Backend | None, ...] = (None, "eager")
+            for backend in backends[: 1 + stage.spec.train.compile]:
+                copied.begin_stage(stage.terms, stage.policy, backend=backend)
+                with autocast(stage.spec, example.inputs.device):
+                    step = copied.train()(
+                        example.inputs, example.targets, example.indices, progress=0.0
+                    )
+                if not step.total.requires_grad:
+                    raise SpecError(f"learn: no loss depends on {', '.join(stage.spec.learn)}")
+                with calling("the backward pass"):
+                    step.total.backward()
 
 
 def _end(

@@ -232,11 +232,12 @@ def test_a_class_without_test_images_is_named(
     assert said in (run.directory / "report.html").read_text()
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_a_broken_image_is_one_line_on_the_command_line(
-    root: Path, tmp_path: Path, kdzoo_command: Callable[..., Any]
+    root: Path, tmp_path: Path, kdzoo_command: Callable[..., Any], split: str
 ) -> None:
-    """Also where another process found it."""
-    broken = root / "train" / "red" / "5.png"
+    """Also where another process found it, and before anything has been trained for nothing."""
+    broken = root / split / "red" / "2.png"
     broken.write_bytes(broken.read_bytes()[:200])
     wanted = spec(Path("pictures"), memory_gb=0)  # relative to where the command runs
     (tmp_path / "pictures.yaml").write_text(json.dumps(wanted))
@@ -245,6 +246,7 @@ def test_a_broken_image_is_one_line_on_the_command_line(
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"kdzoo: {broken}: cannot be read as an image: ")
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/checkpoint.pt"))
 
 
 def test_other_files_are_passed_over(root: Path, tmp_path: Path) -> None:

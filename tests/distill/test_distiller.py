@@ -341,15 +341,19 @@ def test_each_term_gets_the_policys_weights_for_its_guidance() -> None:
         ),
         ({"label": np.array([1, 1, np.nan, 1, 1])}, "are negative, NaN or infinite"),
         ({"columns": np.array([1, 1, 1.5, 1, 1])}, "answered columns above 1; .* 0 to 1"),
+        ({"columns": np.ones(5), "sets_columns": False}, "columns, and its sets_columns is False"),
         ({"states": np.array([1, 7, 1, 1, 1])}, r"none of kdzoo.ClassState: \[7.0\]"),
         ({"states": np.array([1, 1.5, 1, 1, 1])}, r"none of kdzoo.ClassState: \[1.5\]"),
     ],
 )
 def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message: str) -> None:
+    wrong = dict(wrong)
+
     class Nonsense(kdzoo.ClassPolicy):
         """Answers nonsense."""
 
         name = "nonsense"
+        sets_columns = wrong.pop("sets_columns", True)
 
         def update(self, curves):
             return kdzoo.ClassWeights(**{"teacher": np.ones(5), "label": np.ones(5), **wrong})

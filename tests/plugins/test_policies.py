@@ -47,7 +47,7 @@ def policy(use: str, *, teacher: float = 0.9, label: float = 0.1, seed: int = 0,
     if use in ("tllm", *CONTROLS):
         params = {"start_epoch": 5, **params}
     made = registry().make(ClassPolicy.kind, use, params)
-    made.setup(setting(teacher_weight=teacher, label_weight=label, seed=seed))
+    made.setup(setting(teacher_weight=teacher, label_weight=label, seed=seed, images="these"))
     return made
 
 
@@ -78,8 +78,11 @@ def test_tllm_leaves_hard_classes_and_a_weak_student_alone() -> None:
 
 def test_tllm_waits_for_its_first_epoch_and_for_patience() -> None:
     patient = {"start_epoch": 4, "patience": 3}
-    assert decide(policy("tllm", **patient), *falling({"c": 0.2}, 5)) == []
-    assert decide(policy("tllm", **patient), *falling({"c": 0.2}, 6)) == ["c"]
+    assert decide(policy("tllm", **patient, window=4), *falling({"c": 0.2}, 5)) == []
+    assert decide(policy("tllm", **patient, window=4), *falling({"c": 0.2}, 6)) == ["c"]
+    # As many epochs as its window has must have been.
+    assert decide(policy("tllm", **patient, window=6), *falling({"c": 0.2}, 7)) == []
+    assert decide(policy("tllm", **patient, window=6), *falling({"c": 0.2}, 8)) == ["c"]
 
 
 def test_tllm_counts_checks_in_a_row() -> None:
@@ -262,7 +265,7 @@ def test_the_window_begins_anew_where_the_learning_rate_falls_or_a_stage_begins(
 
 
 def test_states_are_told() -> None:
-    made = policy("tllm", start_epoch=3, patience=2)
+    made = policy("tllm", start_epoch=3, patience=2, window=3)
     shown = curves(*falling({"c": 0.2}, 5))
     states = [made.initial(10).states[2]]
     states += [made.update(shown.first(epoch)).states[2] for epoch in range(1, 6)]
@@ -275,6 +278,21 @@ def test_after_its_last_epoch_nothing_changes() -> None:
     student[8:] = falling({"c": 0.3}, 12)[0][8:]
     assert decide(policy("tllm", window=1), student, baseline) == ["c"]
     assert decide(policy("tllm", window=1, last_epoch=8), student, baseline) == []
+
+
+def test_a_policy_that_can_stop_nothing_in_time_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    def warned(epochs: int | None, **params: int) -> str:
+        caplog.clear()
+        made = registry().make(ClassPolicy.kind, "tllm", params)
+        made.setup(setting(epochs=epochs))
+        return caplog.text
+
+    said = warned(12)  # a start_epoch of 10 and a patience of 3: it would be after the last
+    assert 'policy "tllm" can stop no class in 12 epochs: with a start_epoch of 10' in said
+    assert "the first class could be stopped after epoch 12" in said
+    assert not warned(13)
+    assert not warned(None)
+    assert "a window of 14" in warned(14, start_epoch=2, window=14)
 
 
 def test_what_tllm_cannot_have_is_refused() -> None:
@@ -431,11 +449,19 @@ def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:
         earlier_run(tmp_path / "names", gaps(), seed=1, classes="abcdefghik"),
     )
     refused("every class", earlier_run(tmp_path / "taught", gaps(), seed=1, taught=0.5))
+    refused(
+        "other images; name runs on the same data",
+        earlier_run(tmp_path / "images", gaps(), seed=1, data="those"),
+    )
+    refused(f"{usual} is named twice", usual, usual)
     blind = earlier_run(tmp_path / "blind", gaps(), seed=1, validation=False)
     refused("has not measured a baseline on validation images", usual, blind)
     refused("nowhere", usual, str(tmp_path / "nowhere"))
     (tmp_path / "usual" / "classes.csv").write_text("torn")
     refused("classes.csv: the curves cannot be read", usual)
+    unfinished = earlier_run(tmp_path / "unfinished", gaps(), seed=1)
+    (tmp_path / "unfinished" / "report.json").unlink()
+    refused("report.json: is not there; the run is not finished", unfinished)
 
 
 @pytest.mark.parametrize(

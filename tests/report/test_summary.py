@@ -108,6 +108,7 @@ def test_a_thousand_classes_stay_readable() -> None:
         name="many",
         epochs=1,
         parameters=1,
+        data="these",
         images=dict.fromkeys(names, 50),
         student=student,
         baseline=baseline,

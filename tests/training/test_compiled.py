@@ -112,7 +112,7 @@ def trained(
     )
     if policy is not None:
         distiller.curves.compare_right_rows(count, np.packbits(np.stack([right, right]), axis=1))
-    distiller.begin_stage(terms, decides, compiled=compiled)
+    distiller.begin_stage(terms, decides, backend="inductor" if compiled else None)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.02, weight_decay=0.1)
     totals = []
     for epoch in range(2):
@@ -135,13 +135,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     made: list[Any] = []
     real = torch.compile
 
-    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+    def quick(graph: Any, inputs: Any) -> Callable[..., Any]:
         made.append(graph)
         answer: Callable[..., Any] = aot_eager(graph, inputs)
         return answer
 
-    def compiled(function: Any, *, fullgraph: bool, options: Any) -> Any:
-        return real(function, fullgraph=fullgraph, backend=backend)
+    def compiled(function: Any, *, fullgraph: bool, backend: str, options: Any) -> Any:
+        return real(
+            function, fullgraph=fullgraph, backend=quick if backend == "inductor" else backend
+        )
 
     monkeypatch.setattr(torch, "compile", compiled)
     yield made
@@ -315,6 +317,43 @@ def test_a_missing_compiler_is_said_before_anything_is_trained(
     with pytest.raises(kdzoo.RunError, match="needs a C\\+\\+ compiler, and there is no no-such-c"):
         kdzoo.run(late, runs=tmp_path)
     assert not list(tmp_path.glob("*/checkpoint.pt"))
+
+
+class Branching(kdzoo.ModelSource):
+    """A network that goes another way for other images."""
+
+    name = "branching"
+
+    def build(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        class Network(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(torch.Size(input_shape).numel(), num_classes)
+
+            def forward(self, images: Tensor) -> Tensor:
+                logits: Tensor = self.linear(images.flatten(1))
+                if images.sum() > 1e6:
+                    return -logits
+                return logits
+
+        return Network()
+
+
+def test_a_step_that_cannot_be_compiled_is_said_before_anything_is_trained(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    spec = {**tiny, "student": "branching", "baseline": False, "policy": "all"}
+    late = {**spec, "train": {**tiny["train"], "compile": True}}
+    with registry().lent(Branching):
+        with pytest.raises(kdzoo.RunError) as failed:
+            kdzoo.run(late, runs=tmp_path)
+        assert not list(tmp_path.glob("*/checkpoint.pt"))
+        kdzoo.run(spec, runs=tmp_path)
+    line = Path(__file__).read_text().splitlines().index("                if images.sum() > 1e6:")
+    said = f"branching ({__file__}, line {line + 1}); change what torch.compile cannot make one"
+    assert said in str(failed.value)
+    assert str(failed.value).endswith("or say `compile: false`")
+    assert "\n" not in str(failed.value)
 
 
 @pytest.mark.slow

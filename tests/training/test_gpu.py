@@ -115,7 +115,7 @@ def test_what_a_captured_step_says_outlives_the_next() -> None:
     distiller = kdzoo.Distiller(
         *nets, terms, example=images[:2].cpu(), classes=list("abcde"), num_samples=64
     )
-    distiller.cuda().begin_stage(terms, None, compiled=True)
+    distiller.cuda().begin_stage(terms, None, backend="inductor")
     distiller.train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
     kept, read = [], []

@@ -109,12 +109,19 @@ class FindingPolicy(UntaughtPolicy):
             )
         if params.source == "validation" or params.signal == "cka":
             refuse_few_images(setting, _FEWEST[params.signal], params.source)
-        first = params.start_epoch + params.patience - 1
+        first = max(params.start_epoch, params.window) + params.patience - 1
+        least_time = (
+            f"with a start_epoch of {params.start_epoch}, a window of {params.window} and a "
+            f"patience of {params.patience} the first class could be stopped after epoch {first}"
+        )
         if params.last_epoch is not None and params.last_epoch < first:
-            raise kdzoo.SpecError(
-                f"last_epoch is {params.last_epoch}, and with a start_epoch of "
-                f"{params.start_epoch} and a patience of {params.patience} the first class could "
-                f"be stopped after epoch {first}"
+            raise kdzoo.SpecError(f"last_epoch is {params.last_epoch}, and {least_time}")
+        if setting.epochs is not None and setting.epochs <= first:
+            log.warning(
+                'policy "%s" can stop no class in %d epochs: %s',
+                self.name,
+                setting.epochs,
+                least_time,
             )
         least = 1 if params.max_fraction else 0
         cap = max(math.floor(params.max_fraction * count + 1e-9), least)
@@ -152,8 +159,7 @@ class FindingPolicy(UntaughtPolicy):
 
     def _check(self, curves: kdzoo.TeachingCurves) -> None:
         window = self.params.window
-        since = epochs_since_restart(curves)
-        if since < len(curves.student) and since < window:
+        if epochs_since_restart(curves) < window:
             self._test.restart()
             self._suspect = np.zeros_like(self._suspect)
             return

@@ -56,7 +56,11 @@ class Oracle(ListedPolicy):
 
     def listed(self, setting: kdzoo.PolicySetting) -> npt.NDArray[np.bool_]:
         """See :class:`~kdzoo_plugins.policies._untaught.ListedPolicy`."""
-        known = [_Run(Path(name), setting.classes) for name in self.params.runs]
+        directories = [Path(name) for name in self.params.runs]
+        twice = [each for number, each in enumerate(directories) if each in directories[:number]]
+        if twice:
+            raise kdzoo.SpecError(f"runs: {twice[0]} is named twice; name each run once")
+        known = [_Run(directory, setting) for directory in directories]
         others = [run for run in known if run.seed != setting.seed]
         if not others:
             raise kdzoo.SpecError(
@@ -76,10 +80,11 @@ class Oracle(ListedPolicy):
 class _Run:
     """A finished run, as far as its directory tells how much each class was hurt."""
 
-    def __init__(self, directory: Path, classes: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, setting: kdzoo.PolicySetting) -> None:
         try:
             self.seed = kdzoo.read_spec(directory / "spec.yaml").seed
             names, curves = kdzoo.read_curves(directory / "classes.csv")
+            images = kdzoo.Report.read(directory / "report.json").data
         except kdzoo.KdzooError as error:
             raise kdzoo.SpecError(f"runs: {error}") from error
         measured = curves.validation
@@ -88,9 +93,13 @@ class _Run:
                 f"runs: {directory} has not measured a baseline on validation images; it needs "
                 "`validation` in data, a baseline, and some of each class"
             )
-        if names != classes:
+        if names != setting.classes:
             raise kdzoo.SpecError(
                 f"runs: {directory} is about other classes; name runs on the same data"
+            )
+        if setting.images not in (None, images):
+            raise kdzoo.SpecError(
+                f"runs: {directory} is about other images; name runs on the same data"
             )
         if (curves.teacher_weight != 1).any():
             raise kdzoo.SpecError(
