@@ -225,12 +225,16 @@ def test_every_measurement_is_shown_and_kept(
 
 
 def test_the_suite_names_every_measurement(tmp_path: Path, warm: Warm) -> None:
-    """Each script with a result is a part, but for what trains for accuracy or needs a GPU."""
+    """Each script with a result is a part, but for what trains for accuracy or needs a GPU; and
+    what is in the docs was made with its command."""
     done = warm.run(str(BENCHMARKS / "all.py"), "--list", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r"python benchmarks/(\w+)\.py", done.stdout))
     keeping = {p.stem for p in BENCHMARKS.glob("*.py") if "    add_output(" in p.read_text()}
     assert named == keeping - {"cifar_classes", "gpu", "label_weight", "planted_signals"}
+    for part, command in re.findall(r"^# (\w+): (python .*?) *$", done.stdout, re.MULTILINE):
+        record = json.loads((BENCHMARKS / "results" / f"{part}.json").read_text())
+        assert record["command"].partition(" --output ")[0] == command
 
 
 @pytest.mark.slow

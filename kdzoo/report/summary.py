@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from kdzoo.errors import CheckpointError
@@ -26,6 +27,7 @@ __all__ = [
     "Record",
     "Report",
     "Score",
+    "Share",
     "added_confusions",
     "notes",
     "summary_lines",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 _CONFUSIONS = 30
+
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Record(BaseModel):
@@ -88,17 +93,17 @@ class Score(Record):
         correction: the offsets, as ``load_student(..., corrected=True)`` applies them.
     """
 
-    accuracy: float
-    balanced_accuracy: float
+    accuracy: Share
+    balanced_accuracy: Share
     worst_class: str
-    worst_tenth: float
-    top5: float | None
-    calibration_error: float
-    corrected_accuracy: float | None
-    classes: dict[str, float]
-    precision: dict[str, float]
-    predicted_share: dict[str, float]
-    corrected: dict[str, float]
+    worst_tenth: Share
+    top5: Share | None
+    calibration_error: Share
+    corrected_accuracy: Share | None
+    classes: dict[str, Share]
+    precision: dict[str, Share]
+    predicted_share: dict[str, Share]
+    corrected: dict[str, Share]
     correction: Offsets | None
 
     @classmethod
@@ -250,7 +255,7 @@ class Report(Record):
     parameters: int
     teacher_parameters: int | None = None
     data: str
-    images: dict[str, int]
+    images: dict[str, Annotated[int, Field(ge=1)]]
     student: Score
     best_validation: BestValidation | None = None
     teacher: Score | None = None

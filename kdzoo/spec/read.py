@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -506,6 +507,7 @@ def _remedy(path: KeyPath, entry: Any) -> str:
 def in_words(message: str) -> str:
     """Pydantic's message as one about a key of a YAML file."""
     message = message.replace("Input should", "must")
+    message = re.sub(r"^\w+ should have (at \w+ \d+ \w+).*", r"must have \1", message)
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message[0].lower() + message[1:]
