@@ -20,6 +20,7 @@ ROOMS = [
     "errors",
     "seeds",
     "words",
+    "interrupts",
     "torchrun",
     "extend",
     "spec",

@@ -26,6 +26,7 @@ from kdzoo.data.decode import Decoder, Pixels, centre, cores, ignore_warnings
 from kdzoo.data.images import ImageSet, Split, View
 from kdzoo.errors import DataError, RunError
 from kdzoo.extend.contracts import ImageFiles, ImageList
+from kdzoo.interrupts import held_back
 from kdzoo.seeds import stream
 
 __all__ = ["StreamedSet"]
@@ -33,7 +34,6 @@ __all__ = ["StreamedSet"]
 _PLAIN = 64  # images of a view without augmentation, at most: several views are read ahead
 _WORKERS = 8
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 _WATCHED = (signal.SIGCHLD,) if sys.platform != "win32" else ()
 
 
@@ -94,7 +94,7 @@ class _StreamedSplit(Split):
             workers = min(cores(), _WORKERS)
         workers = min(workers, len(sizes))
         there = order.to(device)  # all of it now: each step would wait for its part
-        with _held_back(), warnings.catch_warnings():
+        with _unwatched(), warnings.catch_warnings():
             # How many there are was asked for, or is as many as there are cores.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(
@@ -117,7 +117,7 @@ class _StreamedSplit(Split):
                 images = answer.to(device, non_blocking=True).permute(0, 3, 1, 2)
                 yield View.of(images, self.targets[batch], self.indices[batch])
         finally:
-            with _held_back():
+            with _unwatched():
                 del pixels  # the processes end with it, and a traceback would keep it
 
 
@@ -180,28 +180,22 @@ class _Random:
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Processes begin and end in here. Ctrl-C and SIGTERM wait until they have: where Python calls
-    back, as it does around a fork and for what is deleted, an exception would be lost.
+def _unwatched() -> Iterator[None]:
+    """Processes begin and end in here. Ctrl-C and SIGTERM wait until they have: Python calls back
+    around a fork and for what is deleted.
 
     torch's watch over the processes is taken off again. It raises wherever the main thread happens
     to be, in somebody's loss, say; the loader finds out by itself when it waits for images.
     """
-    if threading.current_thread() is not threading.main_thread():  # it is the one that gets them
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (*_HELD_BACK, *_WATCHED)}
-    for number in _HELD_BACK:
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python
-                signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _WATCHED if main}
+    with held_back():
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it was not set from Python
+                    signal.signal(number, handler)
 
 
 def _next(pixels: Iterator[Any]) -> Any:

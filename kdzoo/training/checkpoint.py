@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdzoo.errors import CheckpointError, PluginError
+from kdzoo.interrupts import held_back
 from kdzoo.training.directory import RunDirectory
 
 __all__ = ["Best", "Checkpoint", "load_tensors", "not_a_checkpoint", "refuse_more_than_data"]
@@ -74,9 +74,11 @@ class Checkpoint:
         # One by one the numbers of a hundred classes and epochs would take longer than the rest.
         fields["validation"] = torch.tensor(self.validation, dtype=torch.int64)
         refuse_more_than_data("checkpoint", fields)
-        buffer = io.BytesIO()  # where a write to a file fails, torch's writer aborts the process
-        torch.save(fields, buffer)
-        directory.write(directory.checkpoint, buffer.getvalue())
+        with held_back(), directory.replacing(directory.checkpoint) as file:
+            stream = _Unfailing(file)
+            torch.save(fields, cast(BinaryIO, stream))
+            if stream.failure is not None:
+                raise stream.failure
 
     @classmethod
     def load(cls, directory: RunDirectory) -> Checkpoint | None:
@@ -103,6 +105,26 @@ class Checkpoint:
                 f"{directory.checkpoint}: is no checkpoint of this version of kdzoo ({error}); "
                 f"{remedy}"
             ) from error
+
+
+class _Unfailing:
+    """A file that keeps what goes wrong with it to itself: torch's writer aborts the process where
+    something is raised in it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Its owner does that."""
 
 
 def refuse_more_than_data(where: str, value: Any) -> None:

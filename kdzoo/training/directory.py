@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -129,11 +129,21 @@ class RunDirectory:
         Raises:
             RunError: the disk is full or refuses; the file is as it was.
         """
+        with self.replacing(file) as stream:
+            stream.write(content)
+
+    @contextlib.contextmanager
+    def replacing(self, file: Path) -> Iterator[BinaryIO]:
+        """A stream for what is to be in one of the files, which is replaced as in :meth:`write`.
+
+        Raises:
+            RunError: as there.
+        """
         # Two commands may finish one study, or report on it, at the same time.
         partial = file.with_name(_partial(file, os.getpid()))
         try:
             with open(partial, "wb") as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, file)
