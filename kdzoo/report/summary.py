@@ -82,7 +82,8 @@ class Score(Record):
         worst_tenth: the mean accuracy of the tenth of the classes, rounded up, that do worst.
         top5: the share of the images whose class is among the five highest logits; ``None`` with
             five classes or fewer.
-        calibration_error: see :attr:`kdzoo.training.evaluate.Evaluation.calibration_error`.
+        calibration_error: see :attr:`kdzoo.training.evaluate.Evaluation.calibration_error`;
+            ``None`` where a logit is NaN or infinite.
         corrected_accuracy: the accuracy after logit offsets that were fitted on the validation
             images; ``None`` without these.
         classes: the accuracy of each class that has test images, by name: its recall.
@@ -98,7 +99,7 @@ class Score(Record):
     worst_class: str
     worst_tenth: Share
     top5: Share | None
-    calibration_error: Share
+    calibration_error: Share | None
     corrected_accuracy: Share | None
     classes: dict[str, Share]
     precision: dict[str, Share]
@@ -120,7 +121,7 @@ class Score(Record):
             worst_class=min(recall, key=lambda name: recall[name]),
             worst_tenth=_rounded(np.mean(lowest)),
             top5=None if evaluation.top5 is None else _rounded(evaluation.top5),
-            calibration_error=_rounded(evaluation.calibration_error),
+            calibration_error=_rounded(evaluation.calibration_error) if evaluation.finite else None,
             corrected_accuracy=None if after is None else _rounded(after.trace() / after.sum()),
             classes=recall,
             precision=_shares(confusion.diagonal(), answered, classes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ def test_without_validation_images_nothing_is_corrected(
     assert report.student.corrected_accuracy is None
     with pytest.raises(kdzoo.CheckpointError, match=r"report\.json.*no validation images"):
         kdzoo.load_student(run.directory, corrected=True)
+
+
+def test_logits_that_are_not_finite_have_no_calibration() -> None:
+    """A teacher may have such, where `check: false` lets it pass."""
+    score, evaluation = random_score(3, ["a", "b", "c"], 0)
+    assert score.calibration_error is not None
+    broken = dataclasses.replace(evaluation, confidence=np.full(150, np.nan))
+    score = Score.of(broken, ["a", "b", "c"])
+    assert score.calibration_error is None
+    assert Score.model_validate_json(score.as_json()) == score
 
 
 def test_a_thousand_classes_stay_readable() -> None:
