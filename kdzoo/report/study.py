@@ -416,7 +416,7 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
                 flat[f"{path}.use"] = names
             for number, item in enumerate(value):
                 walk(item, f"{path}.{item.get('id') or item.get('use') or number}")
-        else:
+        elif value != "":  # a teacher that is another spec's student names no component
             flat[path] = value
 
     walk(spec, "")

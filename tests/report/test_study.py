@@ -152,6 +152,11 @@ def test_a_name_has_as_much_of_a_key_as_tells_it_from_the_others() -> None:
     assert other.endswith('"z"]')
 
 
+def test_a_teacher_that_another_spec_trains_is_named_by_it() -> None:
+    specs = [{"teacher": {"use": "mlp"}}, {"teacher": {"use": "", "run": "assistant.yaml"}}]
+    assert told_apart(specs) == ["teacher=mlp", "teacher.run=assistant.yaml"]
+
+
 def test_no_name_is_cut_where_the_table_is_wide(tmp_path: Path) -> None:
     changes = [{"policy": {"use": "tllm", "false_discoveries": x, "margin": x}} for x in (0.1, 0.2)]
     report = StudyReport.of(
