@@ -202,8 +202,8 @@ def result(name: str) -> str:
     for number, table in enumerate(record["tables"]):
         title = table["title"]
         parts.append(f"*{title}*")
-        if _drawn(table) is not None:
-            parts.append(f"![{title}](plots/{name}-{number}.svg)")
+        if (column := _drawn(table)) is not None:
+            parts.append(f"![{title}: {table['columns'][column]}](plots/{name}-{number}.svg)")
         lines = [["", *table["columns"]], ["---"] * (len(table["columns"]) + 1)]
         lines += [[label, *(cell["shown"] for cell in cells)] for label, cells in table["rows"]]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
