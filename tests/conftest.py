@@ -112,6 +112,6 @@ def tiny() -> dict[str, Any]:
             "schedule": {"use": "multistep", "milestones": [2]},
         },
         "losses": [{"use": "ce", "weight": 0.1}, {"use": "kd", "weight": 0.9}],
-        "policy": {"use": "tllm", "start_epoch": 1, "patience": 1, "margin": 0.0},
+        "policy": {"use": "tllm", "start_epoch": 1, "patience": 1, "window": 1, "margin": 0.0},
         "observers": ["jsonl"],
     }

@@ -89,6 +89,7 @@ def finished_run(
             (scores[0], student.answers), (scores[1], baseline.answers), student.targets, names
         ),
         agreement=0.8,
+        untaught=tuple(names[c] for c in untaught),
         teacher_weights={names[c]: 0.0 for c in untaught},
         label_weights=label_weights or {},
         directories={"teacher": "runs/t", "baseline": f"runs/of-{path.name}"},

@@ -28,6 +28,7 @@ from warm import Warm
 import kdzoo
 from kdzoo.extend.bases import Observer
 from kdzoo.extend.registry import registry
+from kdzoo.report.summary import summary_lines
 from kdzoo.training.loop import Trainer
 
 EXACT = (
@@ -357,6 +358,11 @@ def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
     page = (run.directory / "report.html").read_text()
     assert "never but with weight 0.5" in page
     assert "teaching went down to 0.5 after epoch 0" in page
+    assert run.report.no_longer_taught == []
+    assert run.report.teacher_weights == {"b": 0.5}
+    said = summary_lines(run.report)
+    assert "No longer taught: none." in said
+    assert "Teacher weights other than 1: b (0.5)." in said
 
 
 class Stops(kdzoo.ClassPolicy):
@@ -1342,10 +1348,11 @@ def test_class_names_are_not_markup(
         name="x",
         epochs=1,
         parameters=1,
+        data="these",
         images={"[/b]": 4, "[red]x": 4},
         student=score,
         teacher=score,
-        untaught=("[/b]",),
+        teacher_weights={"[/b]": 0.0},
     )
     console = Console(record=True, markup=False, width=100)
     console.print(summary_table(report))

@@ -350,6 +350,7 @@ class Plan:
             baseline=baseline,
             comparison=comparison,
             agreement=agreement,
+            untaught=tuple(names[c] for c in curves.untaught),
             teacher_weights=_other_than_1(curves.teacher_weight[-1], names),
             label_weights=_other_than_1(curves.label_weight[-1], names),
             directories={role: str(done.directory) for role, done in runs.items()},

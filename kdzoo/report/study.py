@@ -291,7 +291,7 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         if group is not first and result.seed in others
     ]
     parameters = reports[0].teacher_parameters
-    untaught = Counter(name for report in reports for name in report.untaught)
+    untaught = Counter(name for report in reports for name in report.no_longer_taught)
     return Setting(
         name=name,
         directories=tuple(str(result.directory.path) for result in group),

@@ -244,6 +244,7 @@ class Report(Record):
         comparison: the student beside the baseline; ``None`` where there is none.
         agreement: on how many test images student and teacher give the same answer; ``None``
             without a teacher.
+        untaught: the classes that were *untaught* in the last epoch, whatever that left to them.
         teacher_weights: how much of the teacher's terms a class got in the last epoch, by name, of
             the classes where it is not 1.
         label_weights: the policy's factor on a class's label terms in the last epoch, by name, of
@@ -263,6 +264,7 @@ class Report(Record):
     baseline: Score | None = None
     comparison: Comparison | None = None
     agreement: float | None = None
+    untaught: tuple[str, ...] = ()
     teacher_weights: dict[str, float] = {}
     label_weights: dict[str, float] = {}
     directories: dict[str, str] = {}
@@ -284,9 +286,9 @@ class Report(Record):
             ) from error
 
     @property
-    def untaught(self) -> tuple[str, ...]:
+    def no_longer_taught(self) -> list[str]:
         """The classes that got nothing of the teacher's terms in the last epoch."""
-        return tuple(name for name, weight in self.teacher_weights.items() if weight == 0)
+        return [name for name, weight in self.teacher_weights.items() if weight == 0]
 
     @property
     def scores(self) -> dict[str, Score]:
@@ -343,7 +345,7 @@ def notes(report: Report) -> list[str]:
             "classes.",
         ]
     if report.teacher is not None:
-        lines.append(f"No longer taught: {', '.join(report.untaught) or 'none'}.")
+        lines.append(f"No longer taught: {', '.join(report.no_longer_taught) or 'none'}.")
     if lesser := {name: weight for name, weight in report.teacher_weights.items() if weight}:
         lines.append(weights_note("Teacher", lesser))
     if report.label_weights:

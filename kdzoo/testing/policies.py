@@ -103,13 +103,12 @@ class PolicyChecks(Checks[ClassPolicy]):
     @sometimes
     @after("pure")
     def declared_needs(self) -> None:
-        """What it does not declare that it needs, it does without, and it answers no columns that
-        it does not declare."""
+        """What it does not declare that it needs, it does without."""
         policy, wanted = self._usual(), _play(self._usual(), _curves())
         open_ = [
             part for part in ("validation", "similarity") if not getattr(policy, f"needs_{part}")
         ]
-        if not open_ and policy.sets_columns:
+        if not open_:
             raise NotApplicable("it declares all that can be declared")
         for part in open_:
             advice = (
@@ -127,11 +126,6 @@ class PolicyChecks(Checks[ClassPolicy]):
                     "needs them: answer True in needs_validation"
                 )
             require(_alike(wanted, answers), advice)
-        require(
-            policy.sets_columns or all(weights.columns is None for weights in wanted),
-            "it answers columns, and losses see only those of a policy that declares them: answer "
-            "True in sets_columns",
-        )
 
     def pure(self) -> None:
         """The same curves give the same answers, whatever the seed of any generator."""

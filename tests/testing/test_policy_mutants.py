@@ -307,7 +307,7 @@ EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
     (TakesValidation, "declared_needs"),
     (RefusesWithoutValidation, "declared_needs"),
     (TakesSimilarity, "declared_needs"),
-    (ColumnsUnsaid, "declared_needs"),
+    (ColumnsUnsaid, "in_a_distiller"),
     (AnswersItself, "answers_stay"),
     (ArrayInState, "state_dict"),
     (Forgets, "resume"),
