@@ -336,7 +336,7 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     done = warm.run(*study, "--policies", *chosen, "--at-once", "1", *kept, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
-    table, signals, _, null = tables
+    table, validation, signals, _, null = tables
     assert len(signals["rows"]) == 5
     assert [label for label, _ in null["rows"]] == ["2 pairs"]
     assert [label for label, _ in table["rows"]] == [
@@ -351,6 +351,10 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     plain = [report["student"]["accuracy"] for report in reports if report["comparison"]]
     assert sorted(values["all"][0]) == pytest.approx(sorted(plain))
     assert values["all"][1] == [0, 0]
+    assert [label for label, _ in validation["rows"]] == [
+        f"{name} (2 seeds)" for name in ("baseline", *chosen)
+    ]
+    assert validation["rows"][1][1][1]["values"] == [0, 0]
     again = warm.run(*study, "--no-training", *kept, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "kept.json").read_text())["tables"] == tables
