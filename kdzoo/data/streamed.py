@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -179,23 +178,14 @@ class _Random:
         return image
 
 
-@contextlib.contextmanager
-def _unwatched() -> Iterator[None]:
+def _unwatched() -> contextlib.AbstractContextManager[None]:
     """Processes begin and end in here. Ctrl-C and SIGTERM wait until they have: Python calls back
     around a fork and for what is deleted.
 
     torch's watch over the processes is taken off again. It raises wherever the main thread happens
     to be, in somebody's loss, say; the loader finds out by itself when it waits for images.
     """
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in _WATCHED if main}
-    with held_back():
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                if handler is not None:  # None: it was not set from Python
-                    signal.signal(number, handler)
+    return held_back(*_WATCHED)
 
 
 def _next(pixels: Iterator[Any]) -> Any:
