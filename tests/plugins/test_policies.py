@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -453,7 +454,8 @@ def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:
         "other images; name runs on the same data",
         earlier_run(tmp_path / "images", gaps(), seed=1, data="those"),
     )
-    refused(f"{usual} is named twice", usual, usual)
+    for again in (usual, os.path.relpath(usual)):
+        refused(f"{usual} is named twice", usual, again)
     blind = earlier_run(tmp_path / "blind", gaps(), seed=1, validation=False)
     refused("has not measured a baseline on validation images", usual, blind)
     refused("nowhere", usual, str(tmp_path / "nowhere"))

@@ -57,9 +57,10 @@ class Oracle(ListedPolicy):
     def listed(self, setting: kdzoo.PolicySetting) -> npt.NDArray[np.bool_]:
         """See :class:`~kdzoo_plugins.policies._untaught.ListedPolicy`."""
         directories = [Path(name) for name in self.params.runs]
-        twice = [each for number, each in enumerate(directories) if each in directories[:number]]
-        if twice:
-            raise kdzoo.SpecError(f"runs: {twice[0]} is named twice; name each run once")
+        places = [directory.resolve() for directory in directories]
+        for directory, place in zip(directories, places, strict=True):
+            if places.count(place) > 1:
+                raise kdzoo.SpecError(f"runs: {directory} is named twice; name each run once")
         known = [_Run(directory, setting) for directory in directories]
         others = [run for run in known if run.seed != setting.seed]
         if not others:
