@@ -227,6 +227,8 @@ def show_signals(gaps: dict[int, Floats], result: Result) -> None:
             for epoch in looks
         ]
         result.row(f"{signal}, {source} images", *map(spread, found))
+    own = [np.corrcoef(gap, elsewhere(gaps, seed))[0, 1] for seed, gap in gaps.items()]
+    result.row("what it changed, test images", "", spread(own))
     first = readings("baseline", "training", looks[0]).values()
     values = np.array([reading.value for reading in first])
     deviations = {

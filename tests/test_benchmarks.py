@@ -337,7 +337,7 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     assert done.returncode == 0, done.stdout + done.stderr
     tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
     table, validation, signals, _, null = tables
-    assert len(signals["rows"]) == 5
+    assert len(signals["rows"]) == 6
     assert [label for label, _ in null["rows"]] == ["2 pairs"]
     assert [label for label, _ in table["rows"]] == [
         f"{name} (2 seeds)" for name in ("baseline", "bias", *chosen)
