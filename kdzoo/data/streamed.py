@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -94,6 +95,10 @@ class _StreamedSplit(Split):
         workers = min(workers, len(sizes))
         there = order.to(device)  # all of it now: each step would wait for its part
         with _unwatched(), warnings.catch_warnings():
+            if workers:
+                # Theirs too, for their sockets: one that ends while it still sends would fail to
+                # remove its own, and one that is killed would leave it.
+                multiprocessing.util.get_temp_dir()
             # How many there are was asked for, or is as many as there are cores.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(

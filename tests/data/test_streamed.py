@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -286,6 +288,21 @@ def test_a_reading_process_that_is_killed_fails_where_images_are_awaited(root: P
         time.sleep(0.01)
     with pytest.raises(kdzoo.RunError, match=r"a process that reads images .*--shm-size"):
         list(pass_)
+
+
+def test_a_reading_process_that_is_killed_leaves_no_directory(root: Path, tmp_path: Path) -> None:
+    """Nor fails to remove one while it ends, as one of its own that is still sending does."""
+    code = f"""
+from pathlib import Path
+from test_streamed import children, streamed
+pass_ = streamed(Path({str(root)!r}), 1).epoch(0, 2, 0)
+next(pass_)
+(worker,) = children()
+worker.kill()
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reading_process_that_dies_is_explained() -> None:
