@@ -259,15 +259,7 @@ def show_validation(result: Result) -> None:
         runs = alone if name == "baseline" else last(name)
         rows = []
         for seed in sorted(runs.keys() & plain.keys()):
-            change = runs[seed] - alone[seed]
-            rows.append(
-                (
-                    runs[seed].mean(),
-                    (runs[seed] - plain[seed]).mean(),
-                    change[hurt[seed]].mean(),
-                    np.delete(change, hurt[seed]).mean(),
-                )
-            )
+            rows.append(compared(runs[seed], plain[seed], alone[seed], hurt[seed]))
         if rows:
             result.row(f"{name} ({len(rows)} seeds)", *map(points, zip(*rows, strict=True)))
 
@@ -328,6 +320,21 @@ def hurt_classes(gaps: dict[int, Floats]) -> dict[int, npt.NDArray[np.intp]]:
     return {seed: np.argsort(elsewhere(gaps, seed))[:count] for seed in gaps}
 
 
+def compared(own: Floats, plain: Floats, alone: Floats, hurt: npt.NDArray[np.intp]) -> Floats:
+    """The first four columns of one run.
+
+    Args:
+        own: (C,), its accuracies.
+        plain: plain KD's.
+        alone: the baseline's.
+        hurt: the classes that plain KD hurt.
+    """
+    change = own - alone
+    return np.array(
+        [own.mean(), (own - plain).mean(), change[hurt].mean(), np.delete(change, hurt).mean()]
+    )
+
+
 def show(result: Result) -> None:
     """What is finished of each policy, beside plain KD and the baseline of the same seeds."""
     plain = finished("all")
@@ -345,15 +352,12 @@ def show(result: Result) -> None:
             taught, taught_after = (
                 accuracies(plain[seed], corrected=corrected) for corrected in (False, True)
             )
-            change = own - accuracies(plain[seed], "baseline")
+            alone = accuracies(plain[seed], "baseline")
             classes = list(runs[seed].student.classes)
             dropped = [classes.index(each) for each in runs[seed].untaught]
             rows.append(
                 (
-                    own.mean(),
-                    (own - taught).mean(),
-                    change[hurt[seed]].mean(),
-                    np.delete(change, hurt[seed]).mean(),
+                    *compared(own, taught, alone, hurt[seed]),
                     (own - taught)[dropped].mean() if dropped else np.nan,
                     np.delete(own - taught, dropped).mean(),
                     (after - taught_after).mean(),

@@ -454,12 +454,16 @@ def _names(flats: Sequence[Mapping[str, Any]], say: Callable[[Any], str]) -> lis
             short[key] = f"teacher.{end}"
     for key in keys:
         uses = _uses_above(key, keys)
+        differs: dict[str, bool] = {}  # by what the specs that are compared have in common
         for flat, word in zip(flats, words, strict=True):
             if key not in flat:
                 continue
-            known = [use for use in uses if use in flat]
-            alike = [f for f in flats if all(f.get(use) == flat[use] for use in known)]
-            if any(other.get(key) != flat[key] for other in alike):
+            known = {use: flat[use] for use in uses if use in flat}
+            common = json.dumps(known)
+            if common not in differs:
+                alike = [other.get(key) for other in flats if known.items() <= other.items()]
+                differs[common] = any(value != alike[0] for value in alike)
+            if differs[common]:
                 value = flat[key]
                 said = value if isinstance(value, str) else say(value)
                 word.append(f"{short[key.removesuffix('.use')]}={said}")
