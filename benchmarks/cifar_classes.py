@@ -38,6 +38,8 @@ from scipy import stats
 
 import kdzoo
 from kdzoo.extend.registry import registry
+from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT
+from kdzoo.report.study import StudyReport
 from kdzoo.training.answers_file import read_right_rows
 from kdzoo.training.directory import RunDirectory
 
@@ -264,6 +266,24 @@ def show_validation(result: Result) -> None:
             result.row(f"{name} ({len(rows)} seeds)", *map(points, zip(*rows, strict=True)))
 
 
+def show_evidence(result: Result) -> None:
+    """What ``kdzoo report`` says of each policy's seeds."""
+    result.table(
+        "verdicts over seeds, against the baseline, test images: how many classes",
+        "hurt",
+        "helped",
+        "no difference shown",
+        "expected harm, points",
+    )
+    for name in POLICIES:
+        runs = list(map(RunDirectory, directories(name).values()))
+        if len(runs) >= SEEDS_FOR_A_VERDICT:
+            (setting,) = StudyReport.of(runs).settings
+            assert setting.harm is not None
+            counts = map(setting.count, ("hurt", "helped", "no difference shown"))
+            result.row(name, *map(str, counts), f"{100 * setting.harm:.0f}")
+
+
 def show_null(classes: Sequence[str], result: Result) -> None:
     """How many classes ``tllm`` names where there is nothing to find: one baseline is compared with
     that of another seed, on all training images, held out or not. CIFAR-100 has as many of each
@@ -370,6 +390,7 @@ def show(result: Result) -> None:
             cells = [points([value for value in column if value == value]) for column in shares]
             of_them = f"{np.mean(counts):.1f}, {np.mean(right):.1f} of the hurt"
             result.row(f"{name} ({len(rows)} seeds)", *cells, of_them)
+    show_evidence(result)
     show_validation(result)
     show_signals(gaps, result)
     show_null(list(plain[min(plain)].student.classes), result)

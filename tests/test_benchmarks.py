@@ -330,17 +330,17 @@ def test_planted_signals_finds_what_is_planted(tmp_path: Path, warm: Warm) -> No
 @pytest.mark.slow
 def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: Warm) -> None:
     pictures = write_pictures(tmp_path / "pictures", train=20, size=(16, 16))
-    study = (str(BENCHMARKS / "cifar_classes.py"), str(pictures), "--seeds", "0", "1")
+    study = (str(BENCHMARKS / "cifar_classes.py"), str(pictures), "--seeds", *map(str, range(5)))
     kept = ("--output", str(tmp_path / "kept"))
     chosen = ["all", "oracle"]
     done = warm.run(*study, "--policies", *chosen, "--at-once", "1", *kept, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     tables = json.loads((tmp_path / "kept.json").read_text())["tables"]
-    table, validation, signals, _, null = tables
+    table, evidence, validation, signals, _, null = tables
     assert len(signals["rows"]) == 6
-    assert [label for label, _ in null["rows"]] == ["2 pairs"]
+    assert [label for label, _ in null["rows"]] == ["20 pairs"]
     assert [label for label, _ in table["rows"]] == [
-        f"{name} (2 seeds)" for name in ("baseline", "bias", *chosen)
+        f"{name} (5 seeds)" for name in ("baseline", "bias", *chosen)
     ]
     values = {
         label.split()[0]: [cell["values"] for cell in cells] for label, cells in table["rows"]
@@ -350,11 +350,14 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     ]
     plain = [report["student"]["accuracy"] for report in reports if report["comparison"]]
     assert sorted(values["all"][0]) == pytest.approx(sorted(plain))
-    assert values["all"][1] == [0, 0]
+    assert values["all"][1] == [0] * 5
+    verdicts = {label: [int(cell["shown"]) for cell in cells] for label, cells in evidence["rows"]}
+    assert list(verdicts) == chosen
+    assert [sum(counts[:3]) for counts in verdicts.values()] == [len(reports[0]["images"])] * 2
     assert [label for label, _ in validation["rows"]] == [
-        f"{name} (2 seeds)" for name in ("baseline", *chosen)
+        f"{name} (5 seeds)" for name in ("baseline", *chosen)
     ]
-    assert validation["rows"][1][1][1]["values"] == [0, 0]
+    assert validation["rows"][1][1][1]["values"] == [0] * 5
     again = warm.run(*study, "--no-training", *kept, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "kept.json").read_text())["tables"] == tables

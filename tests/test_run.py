@@ -86,8 +86,9 @@ def test_a_run_leaves_what_it_should(tmp_path: Path, tiny: dict[str, Any]) -> No
     for role in ("teacher", "baseline"):
         own = kdzoo.Report.read(Path(report.directories[role]) / "report.json")
         assert own.student == getattr(report, role)
+    resolved = {**tiny["data"], "crop": 0, "flip": False}  # as the data says
     assert kdzoo.read_spec(run.directory / "spec.yaml") == kdzoo.read_spec(
-        {**tiny, "observers": ["jsonl", "tensorboard"]}
+        {**tiny, "data": resolved, "observers": ["jsonl", "tensorboard"]}
     )
     lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").open()]
     epochs = [line for line in lines if "epoch" in line]

@@ -199,7 +199,9 @@ class Plan:
         elif directory.classes.exists():  # it is written after the first checkpoint
             log.warning("%s: %s is gone; it starts over", self.role, directory.checkpoint)
         keep_environment(directory, self.session.environment(self.spec))
-        text = dump_spec(self.spec)
+        views = self.images.augmentation  # the spec may leave them to the data
+        data = self.spec.data.model_copy(update={"crop": views.crop, "flip": views.flip})
+        text = dump_spec(self.spec.model_copy(update={"data": data}))
         directory.write(directory.spec, text.encode())
         info = RunInfo(
             name=self.spec.name,

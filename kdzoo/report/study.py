@@ -27,7 +27,7 @@ from kdzoo.report.evidence import (
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
-from kdzoo.spec.models import settings_of
+from kdzoo.spec.models import DataEntry, settings_of
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import confusion_of
@@ -223,8 +223,9 @@ class StudyReport(Record):
                     f"{results[0].directory.path} and {result.directory.path} have different "
                     "classes, and cannot be compared"
                 )
-        groups = _grouped(results)
-        names = told_apart([_setting_of(group[0].spec) for group in groups])
+        same = len({result.report.data for result in results}) == 1
+        groups = _grouped(results, same_images=same)
+        names = told_apart([group[0].setting(same_images=same) for group in groups])
         settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
         titles = dict.fromkeys(result.report.name for group in groups for result in group)
         networks = None
@@ -252,12 +253,21 @@ class _Result:
     def seed(self) -> int:
         return int(self.spec.get("seed", 0))
 
+    def setting(self, *, same_images: bool) -> dict[str, Any]:
+        """Its spec without the keys that make no other setting. If all runs are on the same images,
+        the params of their source are none: they say where these lie."""
+        setting = {key: item for key, item in settings_of(self.spec).items() if key != "seed"}
+        if same_images:
+            own = setting["data"].keys() & DataEntry.model_fields.keys()
+            setting["data"] = {key: setting["data"][key] for key in own}
+        return setting
 
-def _grouped(results: Sequence[_Result]) -> list[list[_Result]]:
+
+def _grouped(results: Sequence[_Result], *, same_images: bool) -> list[list[_Result]]:
     """By setting, in the order in which these come; each by seed."""
     groups: dict[str, list[_Result]] = {}
     for result in results:
-        setting = json.dumps(_flat(_setting_of(result.spec)), sort_keys=True)
+        setting = json.dumps(_flat(result.setting(same_images=same_images)), sort_keys=True)
         groups.setdefault(setting, []).append(result)
     for group in groups.values():
         group.sort(key=lambda result: result.seed)
@@ -395,11 +405,6 @@ def _means(columns: Sequence[Mapping[str, float]], names: Sequence[str]) -> Floa
     table = np.array([[column.get(name, np.nan) for name in names] for column in columns])
     means: Floats = table.mean(0)
     return means
-
-
-def _setting_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec without the keys that make no other setting."""
-    return {key: item for key, item in settings_of(spec).items() if key != "seed"}
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:

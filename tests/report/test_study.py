@@ -201,6 +201,20 @@ def test_what_does_not_decide_makes_no_setting(tmp_path: Path) -> None:
     assert [setting.seeds for setting in report.settings] == [(0, 1), (2,)]
 
 
+def test_where_the_same_images_lie_makes_no_setting(tmp_path: Path) -> None:
+    data = {"use": "image-folder", "validation": 0.1, "root": "/here"}
+    one = finished_run(tmp_path / "a", seed=0, changes={"data": data})
+    moved = finished_run(tmp_path / "b", seed=1, changes={"data": {**data, "root": "/there"}})
+    (setting,) = StudyReport.of([one, moved]).settings
+    assert setting.seeds == (0, 1)
+    kept = {"data": {**data, "root": "/there", "validation": 0.2}}
+    report = StudyReport.of([one, moved, finished_run(tmp_path / "c", changes=kept)])
+    assert [setting.name for setting in report.settings] == ["validation=0.1", "validation=0.2"]
+    others = {"data": {**data, "root": "/there"}}
+    report = StudyReport.of([one, finished_run(tmp_path / "d", data="those", changes=others)])
+    assert [setting.name for setting in report.settings] == ["root=/here", "root=/there"]
+
+
 def test_what_cannot_be_compared_is_refused(
     tmp_path: Path, kdzoo_command: Callable[..., Any]
 ) -> None:
