@@ -311,11 +311,11 @@ def test_planted_signals_finds_what_is_planted(tmp_path: Path, warm: Warm) -> No
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    harm, *kinds = json.loads((tmp_path / "kept.json").read_text())["tables"]
-    cost = {kind: cells[0]["values"] for kind, cells in harm["rows"]}
-    assert min(cost["margin"] + cost["wrong"]) > 3
-    assert max(cost["shuffled"]) < 0
-    assert {len(values) for values in cost.values()} == {2}
+    harm, *kinds, margin, wrong = json.loads((tmp_path / "kept.json").read_text())["tables"]
+    cost_of = {kind: cells[0]["values"] for kind, cells in harm["rows"]}
+    assert min(cost_of["margin"] + cost_of["wrong"]) > 3
+    assert max(cost_of["shuffled"]) < 0
+    assert {len(values) for values in cost_of.values()} == {2}
     columns = ["planted, of 4", "hard for both, of 4", "others, of 12", "precision", "recall"]
     assert [table["columns"] for table in kinds] == [columns] * 3
     named = {
@@ -325,6 +325,12 @@ def test_planted_signals_finds_what_is_planted(tmp_path: Path, warm: Warm) -> No
     }
     found = ["4", "0", "0", "1.00", "1.00"]
     assert named == {"margin": found, "wrong": found, "shuffled": ["0", "0", "0", "-", "-"]}
+    for table in (margin, wrong):
+        remedies = {name: [cell["values"] for cell in cells] for name, cells in table["rows"]}
+        cost = [-value for value in cost_of[table["title"].partition(":")[0]]]
+        assert remedies["all"][0] == pytest.approx(cost)
+        assert remedies["all"][2] == [0, 0]
+        assert min(remedies["tllm"][0]) > max(cost)
 
 
 @pytest.mark.slow
