@@ -64,7 +64,7 @@ POLICIES: dict[str, dict[str, Any]] = {  # in the order in which they are traine
     "tllm-residual": TLLM | {"signal": "residual"},
     "tllm-agreement": TLLM | {"signal": "agreement"},
     "tllm-divergence": TLLM | {"signal": "divergence"},
-    "tllm-cka": TLLM | {"signal": "cka"},
+    "tllm-cka": TLLM | {"signal": "cka", "source": "validation"},
     "label-only-no-balance": {"use": "label-only", "balance": False, **EARLY},
 }
 READ: tuple[Signal, ...] = ("baseline", "residual", "agreement", "divergence")  # of plain KD

@@ -367,7 +367,8 @@ def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
 
 
 class Stops(kdzoo.ClassPolicy):
-    """Suspects class b after its first epoch, and stops it after its second."""
+    """Suspects class b after its first epoch, and stops it after its second; c hears more of its
+    labels."""
 
     name = "stops"
 
@@ -376,10 +377,12 @@ class Stops(kdzoo.ClassPolicy):
         states = np.full(10, state.TAUGHT)
         states[1] = state.SUSPECT if len(curves.student) == 1 else state.UNTAUGHT
         teacher = np.where(states == state.UNTAUGHT, 0.0, 1.0)
-        return kdzoo.ClassWeights(teacher=teacher, label=np.ones(10), states=states)
+        label = np.where(teacher == 0, 9.0, 1.0)
+        label[2] = 1.0 + len(curves.student)
+        return kdzoo.ClassWeights(teacher=teacher, label=label, states=states)
 
 
-def test_the_log_says_once_when_a_class_is_suspected_and_when_it_is_stopped(
+def test_the_log_says_once_what_a_policy_does_with_a_class(
     tmp_path: Path,
     tiny: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -391,13 +394,14 @@ def test_the_log_says_once_when_a_class_is_suspected_and_when_it_is_stopped(
     said = [line for line in caplog.messages if line.startswith("after epoch")]
     assert said == [
         "after epoch 1: the policy suspects: b",
+        "after epoch 1: label weight changed: c",
         "after epoch 2: no longer taught: b",
     ]
     caplog.clear()
     short = {**tiny, "baseline": False, "policy": "stops", "train": {**tiny["train"], "epochs": 2}}
     kdzoo.run(short, runs=tmp_path)
     said = [line for line in caplog.messages if line.startswith("after epoch")]
-    assert said == ["after epoch 1: the policy suspects: b"]  # after the last it is of no use
+    assert [line[:13] for line in said] == ["after epoch 1"] * 2  # after the last it is of no use
 
 
 def test_the_best_validation_epoch_is_tested_once(

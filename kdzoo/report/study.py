@@ -41,6 +41,7 @@ __all__ = [
     "Spread",
     "StudyReport",
     "TwoNetworks",
+    "Weight",
     "short_keys",
     "told_apart",
 ]
@@ -118,6 +119,18 @@ class ClassEvidence(Record):
     baseline_predicted_share: float
 
 
+class Weight(Record):
+    """What a policy gave a class in some runs; in the others it is 1.
+
+    Attributes:
+        runs: in how many it is not 1.
+        mean: the geometric mean over these.
+    """
+
+    runs: int
+    mean: float
+
+
 class Setting(Record):
     """Runs that differ in nothing but the seed.
 
@@ -138,10 +151,9 @@ class Setting(Record):
         classes: the evidence on each class, by name; empty without a baseline.
         untaught_runs: in how many of the runs a class was no longer taught at the end, by name, of
             the classes of which that is true in any.
-        teacher_weights: how much of the teacher's terms a class got in the last epoch, the mean
-            over runs, by name, of the classes where it is not 1 in all of them.
-        label_weights: the policy's factor on a class's label terms in the last epoch, the mean over
-            runs, by name, of the classes where it is not 1 in all of them.
+        teacher_weights: how much of the teacher's terms a class got in the last epoch, by name, of
+            the classes where it is not 1 in all runs.
+        label_weights: the same of the policy's factor on a class's label terms.
         confusions: the pairs of classes that the students confuse more often than their baselines,
             images of all seeds added up, those with most added first, up to thirty; ``None``
             where the directory of a baseline is gone.
@@ -160,8 +172,8 @@ class Setting(Record):
     capacity_gap: float | None
     classes: dict[str, ClassEvidence]
     untaught_runs: dict[str, int]
-    teacher_weights: dict[str, float]
-    label_weights: dict[str, float]
+    teacher_weights: dict[str, Weight]
+    label_weights: dict[str, Weight]
     confusions: tuple[Confusion, ...] | None
 
     def count(self, verdict: Verdict) -> int:
@@ -200,11 +212,13 @@ class StudyReport(Record):
     Attributes:
         name: the runs' name, or names.
         settings: one or more.
+        same_images: whether all runs are on the same images and labels.
         networks: where there are two runs on the same images, their students as two networks.
     """
 
     name: str
     settings: tuple[Setting, ...]
+    same_images: bool
     networks: TwoNetworks | None
 
     @classmethod
@@ -229,9 +243,11 @@ class StudyReport(Record):
         settings = [_setting(n, group, groups[0]) for n, group in zip(names, groups, strict=True)]
         titles = dict.fromkeys(result.report.name for group in groups for result in group)
         networks = None
-        if len(results) == 2 and results[0].report.data == results[1].report.data:
+        if len(results) == 2 and same:
             networks = TwoNetworks.of(*(result.directory for result in results))
-        return cls(name=", ".join(titles), settings=tuple(settings), networks=networks)
+        return cls(
+            name=", ".join(titles), settings=tuple(settings), same_images=same, networks=networks
+        )
 
 
 @dataclass(frozen=True)
@@ -320,16 +336,21 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
         untaught_runs=dict(untaught.most_common()),
-        teacher_weights=_mean_weights([report.teacher_weights for report in reports]),
-        label_weights=_mean_weights([report.label_weights for report in reports]),
+        teacher_weights=_weights([report.teacher_weights for report in reports]),
+        label_weights=_weights([report.label_weights for report in reports]),
         confusions=_confusions(group) if paired else (),
     )
 
 
-def _mean_weights(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Over runs, of the classes that are named in any: elsewhere it is 1."""
-    named = dict.fromkeys(name for each in weights for name in each)
-    return {name: float(np.mean([each.get(name, 1.0) for each in weights])) for name in named}
+def _weights(reports: Sequence[Mapping[str, float]]) -> dict[str, Weight]:
+    """Over runs, which name the classes where it is not 1."""
+    found: dict[str, list[float]] = {}
+    for name, weight in itertools.chain.from_iterable(each.items() for each in reports):
+        found.setdefault(name, []).append(weight)
+    return {
+        name: Weight(runs=len(weights), mean=float(stats.gmean(weights)))
+        for name, weights in found.items()
+    }
 
 
 def _spreads(scores: Sequence[Score]) -> dict[str, Spread]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from rich.table import Table
 from kdzoo.errors import RunError
 from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT, Verdict
 from kdzoo.report.page import as_csv, reach, render
-from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks
-from kdzoo.report.summary import weights_note
+from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks, Weight
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 from kdzoo.words import counted, few
 
 __all__ = ["study_lines", "study_table", "write_study"]
 
+_OTHER_IMAGES = "The runs are not all on the same images, so that settings differ by these too."
 _NAME = 24  # what a terminal of 80 columns has room for beside the numbers
 
 
@@ -45,6 +45,7 @@ class EvidenceRow:
     baseline_predicted_share: float
     untaught_runs: int
     label_weight: float
+    label_weight_runs: int
 
 
 def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
@@ -63,22 +64,7 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
     except OSError as error:
         raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
     place = RunDirectory(directory)
-    tables = [
-        sorted(
-            (
-                EvidenceRow(
-                    setting=setting.name,
-                    class_=name,
-                    **dict(evidence),
-                    untaught_runs=setting.untaught_runs.get(name, 0),
-                    label_weight=setting.label_weights.get(name, 1.0),
-                )
-                for name, evidence in setting.classes.items()
-            ),
-            key=lambda row: row.difference,
-        )
-        for setting in report.settings
-    ]
+    tables = [_rows(setting) for setting in report.settings]
     page = render(
         "study.html",
         kind="study",
@@ -87,7 +73,7 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
         report=report,
         about=_about(report),
         tables=[
-            (setting, rows, _said(setting))
+            (setting, rows, _said(setting), _bars(setting))
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
         reach=reach(row for rows in tables for row in rows),  # one, to compare settings by eye
@@ -103,6 +89,25 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
     place.write(place.table, as_csv(EvidenceRow, [row for rows in tables for row in rows]))
     place.write(place.page, page)
     return report
+
+
+def _rows(setting: Setting) -> list[EvidenceRow]:
+    """A line for each class, by its difference."""
+    unchanged = Weight(runs=0, mean=1.0)
+    rows = []
+    for name, evidence in setting.classes.items():
+        weight = setting.label_weights.get(name, unchanged)
+        rows.append(
+            EvidenceRow(
+                setting=setting.name,
+                class_=name,
+                **dict(evidence),
+                untaught_runs=setting.untaught_runs.get(name, 0),
+                label_weight=weight.mean,
+                label_weight_runs=weight.runs,
+            )
+        )
+    return sorted(rows, key=lambda row: row.difference)
 
 
 def _page_of(run: str, directory: Path) -> str:
@@ -136,6 +141,8 @@ def study_table(report: StudyReport) -> Table:
 def study_lines(report: StudyReport) -> list[str]:
     """What is said below the table."""
     lines = ["Accuracies are on the test images, mean and standard deviation over seeds."]
+    if not report.same_images:
+        lines.append(_OTHER_IMAGES)
     for setting in report.settings:
         said = " ".join([_evidence(setting), *_policy(setting)])
         lines.append(f"{setting.name}: {said}" if len(report.settings) > 1 else said)
@@ -157,18 +164,28 @@ def _about(report: StudyReport) -> str:
     seeds = sorted({seed for setting in report.settings for seed in setting.seeds})
     count = len(report.settings)
     settings = "One setting" if count == 1 else f"{count} settings"
-    return f"{settings}, {runs} runs, seeds {', '.join(map(str, seeds))}."
+    about = f"{settings}, {runs} runs, seeds {', '.join(map(str, seeds))}."
+    return about if report.same_images else f"{about} {_OTHER_IMAGES}"
 
 
 def _said(setting: Setting) -> str:
     """The evidence of a setting, and what its policy did, in one paragraph of the page."""
-    bars = ""
-    if len(setting.seeds) > 1 and setting.classes:
-        named = setting.count("hurt") + setting.count("helped")
-        bars = "The bars are 90 % intervals" + (
-            "; those of classes that are named allow for the selection." if named else "."
-        )
-    return " ".join(filter(None, [_evidence(setting), *_policy(setting), bars]))
+    return " ".join([_evidence(setting), *_policy(setting)])
+
+
+def _bars(setting: Setting) -> str:
+    """What the bars of a setting's classes are."""
+    if len(setting.seeds) == 1:
+        return ""
+    said = "The bars are 90 % intervals"
+    if len(setting.seeds) < SEEDS_FOR_A_VERDICT:
+        return f"{said}."
+    if setting.count("hurt") + setting.count("helped"):
+        said += "; those of classes that are named allow for the selection"
+    return (
+        f"{said}. One that leaves out 0 is no verdict yet: where there is no difference at all, a "
+        "tenth of the classes has such a one by chance."
+    )
 
 
 def _policy(setting: Setting) -> list[str]:
@@ -186,10 +203,20 @@ def _policy(setting: Setting) -> list[str]:
         if name not in setting.untaught_runs
     }
     if lesser:
-        said.append(weights_note("Teacher", lesser))
+        said.append(_weights("Teacher", lesser, runs))
     if setting.label_weights:
-        said.append(weights_note("Label", setting.label_weights))
+        said.append(_weights("Label", setting.label_weights, runs))
     return said
+
+
+def _weights(whose: str, weights: Mapping[str, Weight], runs: int) -> str:
+    """Which classes a policy gave more, or less, of some terms, the heaviest first."""
+    ordered = sorted(weights.items(), key=lambda item: -item[1].mean)
+    said = [
+        f"{name} ({weight.mean:.3g}" + (f" in {weight.runs} of {runs} runs)" if runs > 1 else ")")
+        for name, weight in ordered
+    ]
+    return f"{whose} weights other than 1: {few(said)}."
 
 
 def _evidence(setting: Setting) -> str:
@@ -200,12 +227,12 @@ def _evidence(setting: Setting) -> str:
         return "One seed: estimates without verdicts. How much seeds vary is not known."
     visible = np.median([e.visible for e in setting.classes.values() if e.visible is not None])
     least = (
-        f"a difference of {100 * visible:.1f} points (the median class's) would have been seen "
-        "four times out of five"
+        f"A class that alone differed by {100 * visible:.1f} points (the median class's number) "
+        "would have been seen four times out of five."
         if visible < 1
-        else "no difference would be seen four times out of five"
+        else "Not even a class that alone differed by all its images would be seen four times out "
+        "of five."
     )
-    least = f"If it were the only one, {least}."
     if count < SEEDS_FOR_A_VERDICT:
         return (
             f"{count} seeds: estimates without verdicts, which need {SEEDS_FOR_A_VERDICT}. {least}"

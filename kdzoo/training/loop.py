@@ -316,7 +316,7 @@ class Trainer:
             ) from error
 
     def _say_what_changed(self, curves: TeachingCurves) -> None:
-        """The classes that the policy has just come to suspect, or to stop."""
+        """The classes that the policy has just come to suspect, to stop, or to steer."""
         assert curves.state is not None
         if self.epoch == self.spec.epochs:
             return  # nothing follows that it could change
@@ -328,6 +328,11 @@ class Trainer:
             new = [name for name in self.distiller.classes_in(state) if name not in before]
             if new:
                 log.info("after epoch %d: %s: %s", self.epoch, words, ", ".join(new))
+        steered = (self.distiller.label_weights.cpu().numpy() != 1) & (curves.label_weight[-1] == 1)
+        untaught = self.distiller.classes_in(ClassState.UNTAUGHT)
+        names = [self.distiller.classes[c] for c in np.flatnonzero(steered)]
+        if new := [name for name in names if name not in untaught]:
+            log.info("after epoch %d: label weight changed: %s", self.epoch, ", ".join(new))
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers of the student and of the losses, batch norm's statistics among them."""

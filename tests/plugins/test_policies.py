@@ -458,7 +458,7 @@ def test_oracle_refuses_runs_that_cannot_tell(tmp_path: Path) -> None:
         refused(f"{usual} is named twice", usual, again)
     blind = earlier_run(tmp_path / "blind", gaps(), seed=1, validation=False)
     refused("has not measured a baseline on validation images", usual, blind)
-    refused("nowhere", usual, str(tmp_path / "nowhere"))
+    refused("nowhere holds no run; name the directories", usual, str(tmp_path / "nowhere"))
     (tmp_path / "usual" / "classes.csv").write_text("torn")
     refused("classes.csv: the curves cannot be read", usual)
     unfinished = earlier_run(tmp_path / "unfinished", gaps(), seed=1)

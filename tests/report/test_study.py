@@ -173,22 +173,25 @@ def test_no_name_is_cut_where_the_table_is_wide(tmp_path: Path) -> None:
 
 
 def test_what_a_policy_did_is_said_of_each_setting(tmp_path: Path) -> None:
-    weights = [{"hen": 40.0, "tench": 0.5}, {"hen": 20.0}]
-    options = [{"untaught": (2, 7), "label_weights": w} for w in weights]
+    given = [{"hen": 40.0, "tench": 0.5}, {"hen": 20.0}]
+    options = [{"untaught": (2, 7), "label_weights": w} for w in given]
     runs = [finished_run(tmp_path / f"r{s}", seed=s, **o) for s, o in enumerate(options)]
     runs.append(finished_run(tmp_path / "r2", seed=2, untaught=(2,)))
     report = write_study(tmp_path / "side", runs)
     (setting,) = report.settings
     assert setting.untaught_runs == {"=1+2": 3, "hen": 2}
-    assert setting.label_weights == pytest.approx({"hen": 61 / 3, "tench": 2.5 / 3})
+    hen = setting.label_weights["hen"]
+    assert (hen.runs, hen.mean) == (2, pytest.approx(800**0.5))
     said = study_lines(report)[1]
     assert "No longer taught: =1+2 (3 of 3 runs), hen (2 of 3 runs)." in said
-    assert "Label weights other than 1: hen (20.3), tench (0.833)." in said
+    weights = "hen (28.3 in 2 of 3 runs), tench (0.5 in 1 of 3 runs)"
+    assert f"Label weights other than 1: {weights}." in said
     assert said in html.unescape((tmp_path / "side" / "report.html").read_text(encoding="utf-8"))
     with open(tmp_path / "side" / "report.csv", newline="", encoding="utf-8") as stream:
         lines = {line["class"]: line for line in csv.DictReader(stream)}
-    assert float(lines["hen"]["label_weight"]) == pytest.approx(61 / 3)
-    assert (lines["hen"]["untaught_runs"], lines["ostrich"]["label_weight"]) == ("2", "1.0")
+    assert float(lines["hen"]["label_weight"]) == pytest.approx(800**0.5)
+    assert (lines["hen"]["untaught_runs"], lines["hen"]["label_weight_runs"]) == ("2", "2")
+    assert (lines["ostrich"]["label_weight"], lines["ostrich"]["label_weight_runs"]) == ("1.0", "0")
 
 
 def test_what_does_not_decide_makes_no_setting(tmp_path: Path) -> None:
@@ -213,6 +216,9 @@ def test_where_the_same_images_lie_makes_no_setting(tmp_path: Path) -> None:
     others = {"data": {**data, "root": "/there"}}
     report = StudyReport.of([one, finished_run(tmp_path / "d", data="those", changes=others)])
     assert [setting.name for setting in report.settings] == ["root=/here", "root=/there"]
+    told = "The runs are not all on the same images"
+    assert sum(told in line for line in study_lines(report)) == 1
+    assert not any(told in line for line in study_lines(StudyReport.of([one, moved])))
 
 
 def test_what_cannot_be_compared_is_refused(

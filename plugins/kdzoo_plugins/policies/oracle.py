@@ -82,6 +82,11 @@ class _Run:
     """A finished run, as far as its directory tells how much each class was hurt."""
 
     def __init__(self, directory: Path, setting: kdzoo.PolicySetting) -> None:
+        if not (directory / "spec.yaml").exists():
+            raise kdzoo.SpecError(
+                f"runs: {directory} holds no run; name the directories of single runs, also of a "
+                "study too"
+            )
         try:
             self.seed = kdzoo.read_spec(directory / "spec.yaml").seed
             names, curves = kdzoo.read_curves(directory / "classes.csv")
