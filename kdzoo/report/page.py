@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -125,13 +126,15 @@ def write_run_page(directory: RunDirectory) -> Path:
         raise RunError(f"{directory.path}: {directory.unfinished}")
     report, environment = Report.read(directory.report), read_environment(directory)
     names, curves = read_curves(directory.classes)
+    spec = directory.kept_spec()
+    command, installed = _repeat(environment.get("versions"))
     rows = _class_rows(report, dict(zip(names, _taught(curves), strict=True)))
     content = render(
         "run.html",
         kind="run",
         title=report.name,
         sections=_sections(report),
-        about=_about(report, directory.kept_spec()),
+        about=_about(report, spec),
         report=report,
         notes=notes(report),
         classes=rows,
@@ -139,7 +142,9 @@ def write_run_page(directory: RunDirectory) -> Path:
         curves=_figures(report, names, curves, [row.class_ for row in rows]),
         spec=directory.spec.read_text(encoding="utf-8"),
         environment=json.dumps(environment, indent=2) if environment else "is gone, or damaged",
-        plugins=_plugins(environment.get("versions")),
+        command=command,
+        installed=installed,
+        teacher_spec=(spec.get("teacher") or {}).get("run"),
     )
     directory.write(directory.table, as_csv(ClassRow, rows))
     directory.write(directory.page, content)
@@ -302,10 +307,13 @@ def _about(report: Report, spec: Mapping[str, Any]) -> str:
     )
 
 
-def _plugins(versions: Any) -> str:
-    if not isinstance(versions, dict):
-        return ""
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _repeat(versions: Any) -> tuple[str, str]:
+    """The command that repeats a run, and what must be installed for it."""
+    known = versions if isinstance(versions, dict) else {}
+    files = [name for name in known if Path(name).is_absolute()]
+    command = ["kdzoo run spec.yaml", *(f"--plugin {shlex.quote(name)}" for name in files)]
+    installed = [f"{name} {version}" for name, version in known.items() if name not in files]
+    return " ".join(command), ", ".join(installed)
 
 
 # What the templates use.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import html
 import json
 import re
 from collections.abc import Callable
@@ -141,6 +142,18 @@ def test_a_page_needs_no_environment(tmp_path: Path, content: bytes | None) -> N
     text, _ = page_of(directory)
     assert 'The environment</summary><pre tabindex="0">is gone, or damaged</pre>' in text
     assert "with these installed" not in text
+
+
+def test_it_says_how_to_repeat_the_run(tmp_path: Path) -> None:
+    changes = {"teacher": {"use": "", "run": "/specs/large.yaml"}}
+    directory = finished_run(tmp_path / "run", changes=changes)
+    versions = {"torch": "2.0", "/my plugins/mine.py": "0123abcd"}
+    directory.environment.write_text(json.dumps({"versions": versions}))
+    said = html.unescape(page_of(directory)[0])
+    command = "kdzoo run spec.yaml --plugin '/my plugins/mine.py'"
+    assert f"say <code>{command}</code>, with these installed: torch 2.0. The same spec" in said
+    assert "<code>/specs/large.yaml</code> trains; as that was, it is kept in" in said
+    assert "<code>runs/t/spec.yaml</code>" in said
 
 
 def test_every_run_has_its_page(
