@@ -491,6 +491,8 @@ def _messages(
             yield path, f"may have letters, digits, dashes and underscores, not {item['input']!r}"
         elif item["type"] == "value_error":
             yield path, str(item["ctx"]["error"])
+        elif item["type"] == "string_type" and isinstance(item["input"], int | float):
+            yield path, f"must be text, not {item['input']!r}; put it in quotes"
         else:
             yield path, f"{in_words(item['msg'])}, not {item['input']!r}"
 

@@ -138,6 +138,11 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, tiny: dict) -> None:
             "data.options.transform: must be text or a whole number or a number or true or false, ",
         ),
         ("policy: {use: tllm, start_epoch: 10}", "learn: all", "learn: must be a list, not 'all'"),
+        (
+            "policy: {use: tllm, start_epoch: 10}",
+            "policy: {use: fixed, classes: [8]}",
+            "policy.classes.0: must be text, not 8; put it in quotes",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_would_be_right(
