@@ -13,7 +13,14 @@ from rich.table import Table
 from kdzoo.errors import RunError
 from kdzoo.report.evidence import FALSE_DISCOVERIES, SEEDS_FOR_A_VERDICT, Verdict
 from kdzoo.report.page import as_csv, reach, render
-from kdzoo.report.study import Setting, Spread, StudyReport, TwoNetworks, Weight
+from kdzoo.report.study import (
+    ClassEvidence,
+    Setting,
+    Spread,
+    StudyReport,
+    TwoNetworks,
+    Weight,
+)
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 from kdzoo.words import counted, few
@@ -21,6 +28,7 @@ from kdzoo.words import counted, few
 __all__ = ["study_lines", "study_table", "write_study"]
 
 _OTHER_IMAGES = "The runs are not all on the same images, so that settings differ by these too."
+_ACROSS = 30  # classes, in the table of classes by settings
 _NAME = 24  # what a terminal of 80 columns has room for beside the numbers
 
 
@@ -76,6 +84,7 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
             (setting, rows, _said(setting), _bars(setting))
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
+        across=_across(report),
         reach=reach(row for rows in tables for row in rows),  # one, to compare settings by eye
         capacity=_capacity(report),
         networks=_as_networks(report.networks) if report.networks else "",
@@ -259,8 +268,22 @@ def _sections(report: StudyReport) -> list[tuple[str, str]]:
     sections = [("comparison", "Comparison")]
     if _capacity(report):
         sections.append(("capacity", "Capacity gap"))
+    if _across(report):
+        sections.append(("across", "Classes by settings"))
     names = [setting.name or "Class by class" for setting in report.settings]
     return [*sections, *((f"s{i}", name) for i, name in enumerate(names)), ("runs", "The runs")]
+
+
+def _across(report: StudyReport) -> list[tuple[str, list[ClassEvidence]]]:
+    """What each setting does to the classes that lose most in any, by what the first does; nothing
+    where there is one setting, or one has no baseline."""
+    settings = [setting.classes for setting in report.settings]
+    if len(settings) == 1 or not all(settings):
+        return []
+    least = {name: min(each[name].difference for each in settings) for name in settings[0]}
+    names = sorted(least, key=lambda name: least[name])[:_ACROSS]
+    names.sort(key=lambda name: settings[0][name].difference)
+    return [(name, [each[name] for each in settings]) for name in names]
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,7 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
         }
         assert all(f'<a href="{link}">{name}</a>' in text for link, name in listed.items())
     # One scale for both settings: bars are compared by eye.
-    scales = [cells[3] for cells in page.cells if cells[0] == "Class"]
+    scales = [cells[3] for cells in page.cells if cells[:2] == ["Class", "Verdict"]]
     assert len(scales) == 2
     assert len(set(scales)) == 1
     assert all((tmp_path / "side" / link).parent.is_dir() for link in pages)
@@ -279,6 +279,26 @@ def test_page_json_and_csv_say_the_same(tmp_path: Path, kdzoo_command: Callable[
     assert {link[1:] for link in links if link[0] == "#"} <= {
         a["id"] for _, a in page.elements if "id" in a
     }
+
+
+def test_classes_are_shown_by_settings(tmp_path: Path) -> None:
+    weak = {"train": {"epochs": 9}}
+    runs = runs_of(tmp_path, range(5), effects=EFFECTS, classes=10)
+    runs += runs_of(tmp_path, range(5), name="weak", effects=-EFFECTS, classes=10, changes=weak)
+    report = write_study(tmp_path / "side", runs)
+    page = Page((tmp_path / "side" / "report.html").read_text(encoding="utf-8"))
+    head = next(i for i, row in enumerate(page.cells) if row == ["Class", "epochs=8", "epochs=9"])
+    table = page.cells[head + 1 : head + 11]
+    one, other = (setting.classes for setting in report.settings)
+    assert [row[0] for row in table] == sorted(one, key=lambda name: one[name].difference)
+    shown = {name: cells for name, *cells in table}
+    for cell, evidence in zip(shown[HOSTILE], (one[HOSTILE], other[HOSTILE]), strict=True):
+        assert evidence.verdict in ("hurt", "helped")
+        number = f"{100 * evidence.difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+        assert cell == f"{number} {evidence.verdict}"
+    alone = write_study(tmp_path / "alone", runs[:5])
+    assert len(alone.settings) == 1
+    assert "Classes by settings" not in (tmp_path / "alone" / "report.html").read_text()
 
 
 def test_confusions_added_are_those_of_all_seeds_together(
