@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from scipy import stats
 
 import kdzoo
 from kdzoo.extend.registry import registry
-from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT
+from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT, Verdict
 from kdzoo.report.study import StudyReport
 from kdzoo.training.answers_file import read_right_rows
 from kdzoo.training.directory import RunDirectory
@@ -268,11 +268,10 @@ def show_validation(result: Result) -> None:
 
 def show_evidence(result: Result) -> None:
     """What ``kdzoo report`` says of each policy's seeds."""
+    verdicts = get_args(Verdict)
     result.table(
         "verdicts over seeds, against the baseline, test images: how many classes",
-        "hurt",
-        "helped",
-        "no difference shown",
+        *verdicts,
         "expected harm, points",
     )
     for name in POLICIES:
@@ -280,7 +279,7 @@ def show_evidence(result: Result) -> None:
         if len(runs) >= SEEDS_FOR_A_VERDICT:
             (setting,) = StudyReport.of(runs).settings
             assert setting.harm is not None
-            counts = map(setting.count, ("hurt", "helped", "no difference shown"))
+            counts = map(setting.count, verdicts)
             result.row(name, *map(str, counts), f"{100 * setting.harm:.0f}")
 
 

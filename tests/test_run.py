@@ -401,7 +401,10 @@ def test_the_log_says_once_what_a_policy_does_with_a_class(
     short = {**tiny, "baseline": False, "policy": "stops", "train": {**tiny["train"], "epochs": 2}}
     kdzoo.run(short, runs=tmp_path)
     said = [line for line in caplog.messages if line.startswith("after epoch")]
-    assert [line[:13] for line in said] == ["after epoch 1"] * 2  # after the last it is of no use
+    assert said == [  # after the last it is of no use
+        "after epoch 1: the policy suspects: b",
+        "after epoch 1: label weight changed: c",
+    ]
 
 
 def test_the_best_validation_epoch_is_tested_once(

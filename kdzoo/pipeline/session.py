@@ -18,7 +18,7 @@ from kdzoo.extend.calling import calling
 from kdzoo.extend.registry import registry
 from kdzoo.seeds import stream
 from kdzoo.spec.derive import teacher_spec
-from kdzoo.spec.models import DataEntry, Spec, settings_of
+from kdzoo.spec.models import DataEntry, Spec, settings_of, without_source
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.distributed import processes
 from kdzoo.training.environment import device_of, environment
@@ -117,9 +117,7 @@ class Session:
         del decides["data_seed"]
         if spec.epochs == sum(stage.train.epochs for stage in spec.stages):
             decides["stop_epoch"] = None  # it would end there anyway
-        # The source's own params say where images are; what they are says the fingerprint.
-        own = decides["data"].keys() & DataEntry.model_fields.keys()
-        decides["data"] = {key: decides["data"][key] for key in own} | {
+        decides["data"] = without_source(decides["data"]) | {
             "fingerprint": images.fingerprint,
             "crop": images.augmentation.crop,
             "flip": images.augmentation.flip,

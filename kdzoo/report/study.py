@@ -27,7 +27,7 @@ from kdzoo.report.evidence import (
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
-from kdzoo.spec.models import DataEntry, settings_of
+from kdzoo.spec.models import settings_of, without_source
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.evaluate import confusion_of
@@ -271,11 +271,10 @@ class _Result:
 
     def setting(self, *, same_images: bool) -> dict[str, Any]:
         """Its spec without the keys that make no other setting. If all runs are on the same images,
-        the params of their source are none: they say where these lie."""
+        the params of their source are none."""
         setting = {key: item for key, item in settings_of(self.spec).items() if key != "seed"}
         if same_images:
-            own = setting["data"].keys() & DataEntry.model_fields.keys()
-            setting["data"] = {key: setting["data"][key] for key in own}
+            setting["data"] = without_source(setting["data"])
         return setting
 
 

@@ -21,6 +21,7 @@ from kdzoo.report.study import (
     TwoNetworks,
     Weight,
 )
+from kdzoo.report.summary import weights_note
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 from kdzoo.words import counted, few
@@ -219,13 +220,9 @@ def _policy(setting: Setting) -> list[str]:
 
 
 def _weights(whose: str, weights: Mapping[str, Weight], runs: int) -> str:
-    """Which classes a policy gave more, or less, of some terms, the heaviest first."""
-    ordered = sorted(weights.items(), key=lambda item: -item[1].mean)
-    said = [
-        f"{name} ({weight.mean:.3g}" + (f" in {weight.runs} of {runs} runs)" if runs > 1 else ")")
-        for name, weight in ordered
-    ]
-    return f"{whose} weights other than 1: {few(said)}."
+    means = {name: weight.mean for name, weight in weights.items()}
+    where = {name: f" in {weight.runs} of {runs} runs" for name, weight in weights.items()}
+    return weights_note(whose, means, where if runs > 1 else None)
 
 
 def _evidence(setting: Setting) -> str:

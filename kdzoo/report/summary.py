@@ -356,11 +356,14 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
-def weights_note(whose: str, weights: Mapping[str, float]) -> str:
-    """Which classes a policy gave more, or less, of some terms, the heaviest first."""
+def weights_note(
+    whose: str, weights: Mapping[str, float], where: Mapping[str, str] | None = None
+) -> str:
+    """Which classes a policy gave more, or less, of some terms, the heaviest first; and in which
+    runs, where that is to be said."""
     ordered = sorted(weights.items(), key=lambda item: -item[1])
-    said = few([f"{name} ({weight:.3g})" for name, weight in ordered])
-    return f"{whose} weights other than 1: {said}."
+    said = [f"{name} ({weight:.3g}{(where or {}).get(name, '')})" for name, weight in ordered]
+    return f"{whose} weights other than 1: {few(said)}."
 
 
 def teacher_note(report: Report) -> str | None:

@@ -27,6 +27,7 @@ __all__ = [
     "TorchEntry",
     "Train",
     "settings_of",
+    "without_source",
 ]
 
 
@@ -368,6 +369,12 @@ def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     if spec.get("stages"):
         settings["stages"] = [trained(stage) for stage in spec["stages"]]
     return settings
+
+
+def without_source(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's `data`, as plain data, without the params of its source: they say where images are,
+    and not which."""
+    return {key: data[key] for key in data.keys() & DataEntry.model_fields.keys()}
 
 
 def _listed(keys: set[str]) -> str:
