@@ -167,8 +167,8 @@ def tune(
 def validate(spec: SpecFile, settings: Settings = None, plugin: PluginFiles = None) -> None:
     """Check a spec without running it.
 
-    No images, weights or other runs are looked at: whether these fit is found when it is run,
-    before anything is trained.
+    No images, weights or other runs are looked at: whether these fit is found
+    when it is run, before anything is trained.
     """
     from kdzoo.spec.read import read_study
     from kdzoo.spec.tuning import read_tuning

@@ -18,7 +18,7 @@ from kdzoo.distill.folding import fold_batch_norm
 from kdzoo.distill.network import Network
 from kdzoo.distill.rows import in_chunks
 from kdzoo.distill.taps import Tapped
-from kdzoo.distill.terms import Declared, Term, set_up_policy
+from kdzoo.distill.terms import Term, set_up_policy
 from kdzoo.errors import PluginError, SpecError
 from kdzoo.extend.bases import ClassPolicy
 from kdzoo.extend.calling import calling
@@ -32,6 +32,7 @@ from kdzoo.extend.contracts import (
     Outputs,
     TeachingCurves,
 )
+from kdzoo.extend.declared import Declared
 from kdzoo.extend.gathering import sizes
 
 __all__ = ["Distiller", "Step"]
@@ -137,7 +138,7 @@ class Distiller(nn.Module):
             (pair, f'loss "{term.id}"') for term in reversed(terms) for pair in term.loss.layers
         ]
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
-        similarity = similarity or Declared.by(policy).similarity
+        similarity = similarity or Declared.by(policy).needs_similarity
         compared: dict[Layer, str] = {"penultimate": "class policy"} if similarity else {}
         self._student = Tapped("student", student, student_layers, compared | readers, example)
         self._teacher: Tapped | None = None
@@ -269,7 +270,7 @@ class Distiller(nn.Module):
         self._whole: tuple[int, ...] = ()
         self._first_epoch = len(self.curves.history)
         self._declared = Declared.by(policy)
-        compares, on_validation = self._declared.similarity, self._declared.validation
+        compares, on_validation = self._declared.needs_similarity, self._declared.needs_validation
         self.curves.compare_features(
             training=compares and not on_validation, validation=compares and on_validation
         )
@@ -349,7 +350,7 @@ class Distiller(nn.Module):
             indices=torch.full_like(targets, -1) if indices is None else indices,
             weights=self.teacher_weights[targets],
             progress=progress,
-            columns=self.class_columns if self._declared.columns else None,
+            columns=self.class_columns if self._declared.sets_columns else None,
         )
         labels = replace(batch, weights=self.label_weights[targets], columns=None)
         batches = {"teacher": batch, "label": labels}
@@ -386,7 +387,7 @@ class Distiller(nn.Module):
         self._check_batch(inputs, targets)
         training = self.training
         self.eval()
-        asked = self._declared.validation and self._teacher is not None
+        asked = self._declared.needs_validation and self._teacher is not None
         self.curves.record(
             targets,
             indices,
@@ -414,7 +415,7 @@ class Distiller(nn.Module):
         curves = self.curves.curves()
         if self.policy is not None:
             with calling(f'policy "{self.policy.name}"'):
-                if self._declared.validation and curves.validation is None:
+                if self._declared.needs_validation and curves.validation is None:
                     raise SpecError(
                         "looks at validation images: show them to `validate` before `end_epoch`"
                     )
@@ -570,7 +571,7 @@ class Distiller(nn.Module):
         if states is None:
             untaught = np.asarray(weights.teacher) == 0
             states = np.where(untaught, ClassState.UNTAUGHT, ClassState.TAUGHT)
-        if weights.columns is not None and not self._declared.columns:
+        if weights.columns is not None and not self._declared.sets_columns:
             raise PluginError(
                 f'policy "{policy.name}" answered columns, and its sets_columns is False: no loss '
                 "has been asked whether it follows them; set it to True"

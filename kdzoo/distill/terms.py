@@ -11,11 +11,12 @@ from kdzoo.errors import SpecError
 from kdzoo.extend.bases import Adapter, ClassPolicy, Loss
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import LayerPair, PolicySetting
+from kdzoo.extend.declared import Declared
 from kdzoo.extend.registry import registry
 from kdzoo.spec.models import LossEntry
 from kdzoo.spec.read import read_losses
 
-__all__ = ["Declared", "Term", "make_loss", "set_up_policy", "terms"]
+__all__ = ["Term", "make_loss", "set_up_policy", "terms"]
 
 
 @dataclass(frozen=True)
@@ -42,39 +43,6 @@ class Term:
         return self.weight * min((int(progress) + 1) / self.warmup_epochs, 1.0)
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What a policy says of itself, read where a plugin's own errors are told as such.
-
-    Attributes:
-        validation: whether it needs validation images.
-        similarity: whether it needs similarities of features.
-        columns: whether it sets columns.
-    """
-
-    validation: bool = False
-    similarity: bool = False
-    columns: bool = False
-
-    @classmethod
-    def by(cls, policy: ClassPolicy | None) -> Declared:
-        """Of a policy; ``None`` needs nothing.
-
-        Raises:
-            PluginError: it fails, or answers something else than ``True`` or ``False``.
-        """
-        if policy is None:
-            return cls()
-        answers = []
-        with calling(f'policy "{policy.name}"'):
-            for name in ("needs_validation", "needs_similarity", "sets_columns"):
-                answer = getattr(policy, name)
-                if not isinstance(answer, bool):
-                    raise TypeError(f"{name} is {answer!r}; it must be True or False")
-                answers.append(answer)
-        return cls(*answers)
-
-
 def set_up_policy(
     policy: ClassPolicy,
     terms: Iterable[Term],
@@ -97,18 +65,15 @@ def set_up_policy(
     for term in terms:
         sums[term.loss.guidance] += term.weight
         guided = term.loss.guidance == "teacher"
-        if declared.columns and guided and not term.loss.takes_columns:
+        if declared.sets_columns and guided and not term.loss.takes_columns:
             raise SpecError(
                 f'policy "{policy.name}" takes classes out of the soft targets of all samples, and '
                 f'loss "{term.id}" knows nothing of that (takes_columns); use another, or let the '
                 "policy act on the classes' own samples alone"
             )
     with calling(f'policy "{policy.name}"'):
-        if declared.validation and validation is None:
-            raise SpecError(
-                "looks at validation images, and there are none; say `validation: 0.1` in data, or "
-                "use the training samples"
-            )
+        for what in declared.missing(baseline=has_baseline, validation=validation is not None):
+            raise SpecError(what)
         policy.setup(
             PolicySetting(
                 classes=classes,

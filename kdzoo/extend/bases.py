@@ -178,6 +178,12 @@ class ClassPolicy(Component, ABC):
     kind = "policy"
 
     @property
+    def needs_baseline(self) -> bool:
+        """Whether it cannot do without ``curves.baseline``: a spec without ``baseline: true`` is
+        then refused when it is read."""
+        return False
+
+    @property
     def needs_validation(self) -> bool:
         """Whether it reads ``curves.validation``; else there may be none, and the teacher is not
         asked about the validation images."""

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from kdzoo.distill.distiller import Distiller
 from kdzoo.distill.network import Network
-from kdzoo.distill.terms import Declared, Term, set_up_policy
+from kdzoo.distill.terms import Term, set_up_policy
 from kdzoo.errors import CheckpointError
 from kdzoo.extend.bases import ClassPolicy, Loss, Observer
 from kdzoo.extend.contracts import Floats, Layers, RunInfo, TeachingCurves
+from kdzoo.extend.declared import Declared
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline.parts import losses_of, recipe_of, refuse_other_classes
 from kdzoo.pipeline.session import Session, file_hash
@@ -150,7 +151,7 @@ class Plan:
                 classes=self.images.classes,
                 num_samples=self.images.rows,
                 targets=self.images.row_targets(),
-                similarity=any(Declared.by(stage.policy).similarity for stage in self.stages),
+                similarity=any(Declared.by(stage.policy).needs_similarity for stage in self.stages),
                 teacher_layers=teacher_layers,
                 student_layers=student_layers,
             )

@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
 from kdzoo.errors import SpecError, did_you_mean
-from kdzoo.extend.bases import Loss, ModelSource
+from kdzoo.extend.bases import ClassPolicy, Loss, ModelSource
 from kdzoo.extend.calling import calling
 from kdzoo.extend.component import Params
+from kdzoo.extend.declared import Declared
 from kdzoo.extend.registry import Registry, registry
 from kdzoo.spec.document import Document, KeyPath
 from kdzoo.spec.expand import expand, refuse_several
@@ -261,6 +262,7 @@ class _Reader:
                 )
                 teacher = teacher.model_copy(update={"losses": stage.losses})
             update["teacher"] = teacher
+        self.policies_needs(spec, update["stages"])
         return spec.model_copy(update=update)
 
     def stage(
@@ -397,6 +399,25 @@ class _Reader:
             return
         if not pretrained:
             self.problem(("teacher",), TEACHER_ORIGINS)
+
+    def policies_needs(self, spec: Spec, stages: tuple[Stage, ...]) -> None:
+        if self.problems:  # their parameters may be what is wrong
+            return
+        for i, stage in enumerate(stages):
+            entry, path = stage.policy, ("stages", i, "policy")
+            policy: ClassPolicy = self.plugins.make(ClassPolicy.kind, entry.use, entry.params)
+            declared = Declared.by(policy)
+            if declared.needs_baseline and spec.teacher is None:
+                message = (
+                    f'policy "{entry.use}" compares with a baseline run, which a run without a '
+                    "teacher does not have; add `teacher`, or use `policy: all`"
+                )
+                self.problem(path, message)
+                continue
+            for what in declared.missing(
+                baseline=spec.baseline, validation=spec.data.validation > 0
+            ):
+                self.problem(path, f'policy "{entry.use}" {what}')
 
     def need_label_terms(self, path: KeyPath, stage: Stage, what: str) -> None:
         for i, entry in enumerate(stage.losses):

@@ -279,6 +279,8 @@ class PolicyChecks(Checks[ClassPolicy]):
     ) -> ClassPolicy | None:
         """A policy after its setup; ``None`` if it refuses."""
         policy = self._make()
+        if policy.needs_baseline and not has_baseline:
+            return None
         try:
             policy.setup(
                 PolicySetting(

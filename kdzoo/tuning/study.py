@@ -29,10 +29,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ruamel.yaml import YAML
 
-from kdzoo.distill.terms import Declared
 from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, RunError, SpecError
 from kdzoo.extend.bases import ClassPolicy
 from kdzoo.extend.contracts import RunInfo
+from kdzoo.extend.declared import Declared
 from kdzoo.extend.ranges import Choices
 from kdzoo.extend.registry import registry
 from kdzoo.pipeline.plan import Run
@@ -585,7 +585,7 @@ def _whole(spec: Spec) -> Spec:
     """The spec with all its training images, unless a policy decides by the others."""
     for entry in (stage.policy for stage in spec.stages):
         policy: ClassPolicy = registry().make(ClassPolicy.kind, entry.use, entry.params)
-        if Declared.by(policy).validation:
+        if Declared.by(policy).needs_validation:
             return spec
     return spec.model_copy(update={"data": spec.data.model_copy(update={"validation": 0.0})})
 

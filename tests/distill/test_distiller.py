@@ -364,7 +364,9 @@ def test_a_policy_that_answers_nonsense_is_named(wrong: dict[str, Any], message:
         made.end_epoch()
 
 
-@pytest.mark.parametrize("name", ["needs_validation", "needs_similarity", "sets_columns"])
+@pytest.mark.parametrize(
+    "name", ["needs_baseline", "needs_validation", "needs_similarity", "sets_columns"]
+)
 def test_a_policy_that_declares_something_else_than_yes_or_no_is_named(name: str) -> None:
     def forgotten_property(self: kdzoo.ClassPolicy) -> bool:
         return False

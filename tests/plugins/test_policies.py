@@ -302,16 +302,24 @@ def test_what_tllm_cannot_have_is_refused() -> None:
         with pytest.raises(kdzoo.SpecError, match=match):
             made.setup(setting(**changes))
 
-    refused("there is none; say `baseline: true`", {"has_baseline": False})
     refused("two at least must be", {"classes": ("a", "b")})
     few = (10, 9, *[10] * 8)
     refused('"b" has 9 validation images', {"validation": few}, source="validation")
     refused('"a" has 10 training images, and 50', {"samples": few}, signal="cka")
-    refused("after epoch 12", {}, last_epoch=11)
     refused("say `source: validation` too", {}, signal="cka", balance_on="validation")
     refused("pass their classes as `targets=`", {"samples": None}, signal="cka")
     with pytest.raises(kdzoo.SpecError, match="two at least must be"):
         policy("fixed", classes=list(CLASSES[:9]))
+    with pytest.raises(kdzoo.SpecError, match="compares with a baseline run, and there is none"):
+        set_up_policy(
+            registry().make(ClassPolicy.kind, "tllm", {}),
+            kdzoo.terms(["ce", "kd"]),
+            classes=CLASSES,
+            has_baseline=False,
+        )
+    registry().make(ClassPolicy.kind, "tllm", {"last_epoch": 12})
+    with pytest.raises(ValueError, match=r"last_epoch is 11, .* could be stopped after epoch 12"):
+        registry().make(ClassPolicy.kind, "tllm", {"last_epoch": 11})
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,23 @@ def test_a_teacher_guided_loss_needs_a_teacher(tiny: dict) -> None:
     alone = "a spec without a teacher has none; add `teacher`, or remove the loss"
     assert f'losses.kd: loss "kd" follows a teacher, and {alone}' in str(caught.value)
     assert "baseline: a run without a teacher is its own baseline" in str(caught.value)
+    with pytest.raises(kdzoo.SpecError, match=r"policy: .* add `teacher`, or use `policy: all`"):
+        kdzoo.read_spec({**tiny, "losses": ["ce"], "policy": "tllm", "baseline": False})
+
+
+def test_what_each_stages_policy_needs_must_be_there(tiny: dict) -> None:
+    stage = {key: tiny.pop(key) for key in ("train", "losses")}
+    tiny.pop("policy")
+    shown = {"use": "tllm", "source": "validation"}
+    tiny["stages"] = [{**stage, "policy": "tllm"}, stage, {**stage, "policy": shown}]
+    missing = {"baseline": False, "data": {**tiny["data"], "validation": 0}}
+    with pytest.raises(kdzoo.SpecError) as caught:
+        kdzoo.read_spec({**tiny, **missing})
+    first, third, images = str(caught.value).splitlines()
+    for said, number in ((first, 0), (third, 2)):
+        assert f'stages.{number}.policy: policy "tllm" compares with a baseline run, and' in said
+    assert 'stages.2.policy: policy "tllm" looks at validation images, and there are' in images
+    kdzoo.read_spec(tiny)
 
 
 def test_specs_that_refer_to_each_other_are_refused(tmp_path: Path) -> None:

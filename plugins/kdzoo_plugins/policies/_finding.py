@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are imported when they are used: stats takes a third of torch's time
+from pydantic import model_validator
 
 import kdzoo
 from kdzoo_plugins.policies._sequential import SequentialTest
@@ -69,10 +70,35 @@ class FindingParams(kdzoo.Params):
         "least one class; 0 for none. Two classes are always taught.",
     )
 
+    @property
+    def first_stop(self) -> int:
+        """The first epoch of the run after which a class could be stopped."""
+        return max(self.start_epoch, self.window) + self.patience - 1
+
+    @property
+    def first_stop_said(self) -> str:
+        """The same, with its reasons, for a message."""
+        return (
+            f"with a start_epoch of {self.start_epoch}, a window of {self.window} and a patience "
+            f"of {self.patience} the first class could be stopped after epoch {self.first_stop}"
+        )
+
+    @model_validator(mode="after")
+    def _in_time(self) -> FindingParams:
+        if self.last_epoch is not None and self.last_epoch < self.first_stop:
+            raise ValueError(f"last_epoch is {self.last_epoch}, and {self.first_stop_said}")
+        return self
+
 
 class FindingPolicy(UntaughtPolicy):
     """A policy that tests each class after each epoch, and stops some when it finds one: see
     :class:`~kdzoo_plugins.policies.tllm.TLLM`."""
+
+    @property
+    def needs_baseline(self) -> bool:
+        """See :attr:`kdzoo.ClassPolicy.needs_baseline`."""
+        signal: Signal = self.params.signal
+        return signal == "baseline"
 
     @property
     def needs_validation(self) -> bool:
@@ -90,12 +116,6 @@ class FindingPolicy(UntaughtPolicy):
         super().setup(setting)
         params, count = self.params, len(setting.classes)
         refuse_too_many(1, setting)
-        if params.signal == "baseline" and not setting.has_baseline:
-            raise kdzoo.SpecError(
-                'signal "baseline" compares with a baseline run, and there is none; say '
-                "`baseline: true` (in your own loop: pass `baseline=`), or another signal, such as "
-                "`signal: agreement`"
-            )
         if params.signal == "cka" and params.source == "training" and self.needs_validation:
             raise kdzoo.SpecError(
                 "features are compared on the validation images where a policy looks at these, as "
@@ -109,19 +129,12 @@ class FindingPolicy(UntaughtPolicy):
             )
         if params.source == "validation" or params.signal == "cka":
             refuse_few_images(setting, _FEWEST[params.signal], params.source)
-        first = max(params.start_epoch, params.window) + params.patience - 1
-        least_time = (
-            f"with a start_epoch of {params.start_epoch}, a window of {params.window} and a "
-            f"patience of {params.patience} the first class could be stopped after epoch {first}"
-        )
-        if params.last_epoch is not None and params.last_epoch < first:
-            raise kdzoo.SpecError(f"last_epoch is {params.last_epoch}, and {least_time}")
-        if setting.epochs is not None and setting.epochs <= first:
+        if setting.epochs is not None and setting.epochs <= params.first_stop:
             log.warning(
                 'policy "%s" can stop no class in %d epochs: %s',
                 self.name,
                 setting.epochs,
-                least_time,
+                params.first_stop_said,
             )
         least = 1 if params.max_fraction else 0
         cap = max(math.floor(params.max_fraction * count + 1e-9), least)
