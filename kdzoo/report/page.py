@@ -30,7 +30,7 @@ from kdzoo.extend.contracts import Floats, TeachingCurves
 from kdzoo.report.summary import Report, Score, notes
 from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
-from kdzoo.training.environment import read_environment
+from kdzoo.training.environment import is_plugin_file, read_environment, versions_in
 
 __all__ = ["as_csv", "render", "write_run_page"]
 
@@ -127,7 +127,7 @@ def write_run_page(directory: RunDirectory) -> Path:
     report, environment = Report.read(directory.report), read_environment(directory)
     names, curves = read_curves(directory.classes)
     spec = directory.kept_spec()
-    command, installed = _repeat(environment.get("versions"))
+    command, installed = _repeat(versions_in(environment))
     rows = _class_rows(report, dict(zip(names, _taught(curves), strict=True)))
     content = render(
         "run.html",
@@ -307,12 +307,11 @@ def _about(report: Report, spec: Mapping[str, Any]) -> str:
     )
 
 
-def _repeat(versions: Any) -> tuple[str, str]:
+def _repeat(versions: Mapping[str, Any]) -> tuple[str, str]:
     """The command that repeats a run, and what must be installed for it."""
-    known = versions if isinstance(versions, dict) else {}
-    files = [name for name in known if Path(name).is_absolute()]
+    files = [name for name in versions if is_plugin_file(name)]
     command = ["kdzoo run spec.yaml", *(f"--plugin {shlex.quote(name)}" for name in files)]
-    installed = [f"{name} {version}" for name, version in known.items() if name not in files]
+    installed = [f"{name} {version}" for name, version in versions.items() if name not in files]
     return " ".join(command), ", ".join(installed)
 
 

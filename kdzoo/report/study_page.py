@@ -74,20 +74,21 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
         raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
     place = RunDirectory(directory)
     tables = [_rows(setting) for setting in report.settings]
+    capacity, across = _capacity(report), _across(report)
     page = render(
         "study.html",
         kind="study",
         title=report.name,
-        sections=_sections(report),
+        sections=_sections(report, capacity=bool(capacity), across=bool(across)),
         report=report,
         about=_about(report),
         tables=[
             (setting, rows, _said(setting), _bars(setting))
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
-        across=_across(report),
+        across=across,
         reach=reach(row for rows in tables for row in rows),  # one, to compare settings by eye
-        capacity=_capacity(report),
+        capacity=capacity,
         networks=_as_networks(report.networks) if report.networks else "",
         runs=[
             (f"{setting.name}, seed {seed}".removeprefix(", "), _page_of(run, directory), run)
@@ -261,11 +262,12 @@ def _named(setting: Setting, verdict: Verdict) -> str:
     return f"{counted(len(named), 'class')} {verdict}" + (f" ({few(said)})" if said else "")
 
 
-def _sections(report: StudyReport) -> list[tuple[str, str]]:
+def _sections(report: StudyReport, *, capacity: bool, across: bool) -> list[tuple[str, str]]:
+    """The page's parts that there are, by their anchors."""
     sections = [("comparison", "Comparison")]
-    if _capacity(report):
+    if capacity:
         sections.append(("capacity", "Capacity gap"))
-    if _across(report):
+    if across:
         sections.append(("across", "Classes by settings"))
     names = [setting.name or "Class by class" for setting in report.settings]
     return [*sections, *((f"s{i}", name) for i, name in enumerate(names)), ("runs", "The runs")]

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from kdzoo.training.distributed import processes
 __all__ = [
     "device_of",
     "environment",
+    "is_plugin_file",
     "keep_environment",
     "missing_compiler",
     "need_compiler",
     "other_plugins",
     "read_environment",
+    "versions_in",
 ]
 
 log = logging.getLogger("kdzoo")
@@ -139,16 +142,27 @@ def read_environment(directory: RunDirectory) -> dict[str, Any]:
     return kept if isinstance(kept, dict) else {}
 
 
+def versions_in(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions in what :func:`read_environment` read: of packages, and of plugin files."""
+    versions = record.get("versions")
+    return versions if isinstance(versions, dict) else {}
+
+
+def is_plugin_file(name: str) -> bool:
+    """Whether what has a version is a file given by ``--plugin``, and no package."""
+    return Path(name).is_absolute()
+
+
 def other_plugins(directory: RunDirectory) -> list[str]:
     """Which packages and files of plugins a run was made with that are not here, or are here in
     another version: a sentence's end for each."""
-    then = read_environment(directory).get("versions")
+    then = versions_in(read_environment(directory))
     now = {record.distribution: record.version for record in registry().records}
     said = []
-    for name, version in (then if isinstance(then, dict) else {}).items():
+    for name, version in then.items():
         if name in _LIBRARIES or now.get(name) == version:
             continue
-        if Path(name).is_absolute():
+        if is_plugin_file(name):
             said.append(f"{name} {'has changed' if name in now else 'is not given: --plugin'}")
         elif name in now:
             said.append(f"{name} was {version} when it was made and is {now[name]} now")
@@ -159,6 +173,5 @@ def other_plugins(directory: RunDirectory) -> list[str]:
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """The versions beside the rest, for a message about one of them."""
-    versions = record.get("versions")
     rest = {key: value for key, value in record.items() if key != "versions"}
-    return {**rest, **(versions if isinstance(versions, dict) else {})}
+    return {**rest, **versions_in(record)}
