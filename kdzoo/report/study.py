@@ -26,7 +26,7 @@ from kdzoo.report.evidence import (
     judge,
     mcnemar,
 )
-from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions
+from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions, tenth_of
 from kdzoo.spec.models import settings_of, without_source
 from kdzoo.training.answers_file import read_answers
 from kdzoo.training.directory import RunDirectory
@@ -146,6 +146,9 @@ class Setting(Record):
         difference: the student's accuracy less the baseline's, seed by seed.
         against_first: the student's accuracy less that of the first setting, seed by seed; ``None``
             for the first itself, and where no seed is common to both.
+        most_hurt: the difference to the baseline, seed by seed, of the tenth of the classes
+            (rounded up) that lose most under the first setting in its other seeds: what to expect
+            of them in new seeds. ``None`` where no other seed is there.
         harm: the expected harm, of all seeds together; of the two networks where there is one seed.
         capacity_gap: how many parameters the teacher has for each of the student's.
         classes: the evidence on each class, by name; empty without a baseline.
@@ -168,6 +171,7 @@ class Setting(Record):
     agreement: Spread | None
     difference: Spread | None
     against_first: Spread | None
+    most_hurt: Spread | None
     harm: float | None
     capacity_gap: float | None
     classes: dict[str, ClassEvidence]
@@ -269,6 +273,12 @@ class _Result:
     def seed(self) -> int:
         return int(self.spec.get("seed", 0))
 
+    @property
+    def differences(self) -> dict[str, float]:
+        """Of each class, student less baseline; empty without a baseline."""
+        comparison = self.report.comparison
+        return {} if comparison is None else comparison.differences
+
     def setting(self, *, same_images: bool) -> dict[str, Any]:
         """Its spec without the keys that make no other setting. If all runs are on the same images,
         the params of their source are none."""
@@ -331,6 +341,7 @@ def _setting(name: str, group: Sequence[_Result], first: Sequence[_Result]) -> S
         if paired
         else None,
         against_first=Spread.of(shared) if shared else None,
+        most_hurt=_most_hurt(group, first) if paired else None,
         harm=harm,
         capacity_gap=parameters / reports[0].parameters if parameters else None,
         classes=classes,
@@ -387,6 +398,20 @@ def _evidence(reports: Sequence[Report]) -> tuple[dict[str, ClassEvidence], floa
         )
         for i, name in enumerate(names)
     }, harm
+
+
+def _most_hurt(group: Sequence[_Result], first: Sequence[_Result]) -> Spread | None:
+    """See :attr:`Setting.most_hurt`."""
+    changes = []
+    for result in group:
+        others = [other.differences for other in first if other.seed != result.seed]
+        if not others or not all(others):
+            return None
+        # Where classes lose the same, in the data's order: sums of floats are not quite alike.
+        names = sorted(others[0], key=lambda name: round(sum(each[name] for each in others), 9))
+        own = result.differences
+        changes.append(float(np.mean([own[name] for name in names[: tenth_of(len(names))]])))
+    return Spread.of(changes)
 
 
 def _confusions(group: Sequence[_Result]) -> tuple[Confusion, ...] | None:

@@ -21,7 +21,7 @@ from kdzoo.report.study import (
     TwoNetworks,
     Weight,
 )
-from kdzoo.report.summary import weights_note
+from kdzoo.report.summary import tenth_of, weights_note
 from kdzoo.report.table import plain_table
 from kdzoo.training.directory import RunDirectory
 from kdzoo.words import counted, few
@@ -83,7 +83,7 @@ def write_study(directory: Path, runs: Iterable[RunDirectory]) -> StudyReport:
         report=report,
         about=_about(report),
         tables=[
-            (setting, rows, _said(setting), _bars(setting))
+            (setting, rows, _said(report, setting), _bars(setting))
             for setting, rows in zip(report.settings, tables, strict=True)
         ],
         across=across,
@@ -155,7 +155,7 @@ def study_lines(report: StudyReport) -> list[str]:
     if not report.same_images:
         lines.append(_OTHER_IMAGES)
     for setting in report.settings:
-        said = " ".join([_evidence(setting), *_policy(setting)])
+        said = _said(report, setting)
         lines.append(f"{setting.name}: {said}" if len(report.settings) > 1 else said)
     return lines + ([_as_networks(report.networks)] if report.networks else [])
 
@@ -179,9 +179,29 @@ def _about(report: StudyReport) -> str:
     return about if report.same_images else f"{about} {_OTHER_IMAGES}"
 
 
-def _said(setting: Setting) -> str:
-    """The evidence of a setting, and what its policy did, in one paragraph of the page."""
-    return " ".join([_evidence(setting), *_policy(setting)])
+def _said(report: StudyReport, setting: Setting) -> str:
+    """The evidence of a setting, and what its policy did, in one paragraph."""
+    hurt = _most_hurt(setting, setting is report.settings[0])
+    return " ".join([_evidence(setting), *hurt, *_policy(setting)])
+
+
+def _most_hurt(setting: Setting, first: bool) -> list[str]:
+    """What is to be expected of the classes that lose most, in a sentence."""
+    fresh = setting.most_hurt
+    if fresh is None:
+        return []
+    count = tenth_of(len(setting.classes))
+    they = "class that loses" if count == 1 else f"{count} classes that lose"
+    change = f"{100 * fresh.mean:+.1f} points"
+    if fresh.low is not None and fresh.high is not None:
+        change += f" (90 % interval {100 * fresh.low:+.1f} to {100 * fresh.high:+.1f})"
+    if not first:
+        return [f"The {they} most under the first setting, chosen by its other seeds: {change}."]
+    least = sorted(evidence.difference for evidence in setting.classes.values())[:count]
+    return [
+        f"The {they} most: {100 * np.mean(least):+.1f} points in these seeds; chosen by all seeds "
+        f"but one, {change} in that one, which is what to expect of new seeds."
+    ]
 
 
 def _bars(setting: Setting) -> str:

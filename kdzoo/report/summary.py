@@ -33,6 +33,7 @@ __all__ = [
     "summary_lines",
     "summary_table",
     "teacher_note",
+    "tenth_of",
     "weights_note",
 ]
 
@@ -114,7 +115,7 @@ class Score(Record):
         recall = _shares(confusion.diagonal(), confusion.sum(1), classes)
         answered = confusion.sum(0)
         after, correction = evaluation.corrected_confusion, evaluation.correction
-        lowest = sorted(recall.values())[: math.ceil(len(recall) / 10)]
+        lowest = sorted(recall.values())[: tenth_of(len(recall))]
         return cls(
             accuracy=_rounded(evaluation.accuracy),
             balanced_accuracy=_rounded(evaluation.balanced_accuracy),
@@ -378,6 +379,11 @@ def teacher_note(report: Report) -> str | None:
         f"The loaded teacher is worse than the student: {100 * teacher:.2f} % of the test images "
         f"against {100 * student:.2f} %. If that is not meant, {WHAT_TO_CHECK}."
     )
+
+
+def tenth_of(classes: int) -> int:
+    """How many a tenth of the classes are: rounded up."""
+    return math.ceil(classes / 10)
 
 
 def _rounded(share: float | np.floating) -> float:

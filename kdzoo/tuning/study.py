@@ -40,6 +40,7 @@ from kdzoo.pipeline.runs import Study as Runs
 from kdzoo.pipeline.runs import run_study
 from kdzoo.pipeline.sessions import Sessions
 from kdzoo.report.evidence import expected_harm, paired_error
+from kdzoo.report.summary import tenth_of
 from kdzoo.spec.derive import baseline_spec
 from kdzoo.spec.models import Spec
 from kdzoo.spec.read import dump_spec
@@ -559,7 +560,7 @@ class _Watch:
         values = {
             "accuracy": correct.sum() / images.sum(),
             "worst_class": shares[0],
-            "worst_tenth": shares[: math.ceil(len(shares) / 10)].mean(),
+            "worst_tenth": shares[: tenth_of(len(shares))].mean(),
         }
         if baseline is not None:
             values["harm"] = _harm(correct[known], baseline[known], images[known])

@@ -87,6 +87,42 @@ def test_the_classes_that_are_hurt_are_named_the_worst_first(tmp_path: Path) -> 
     assert said in study_lines(one)[1]
 
 
+def test_what_is_expected_of_the_classes_that_lose_most_comes_from_the_other_seeds(
+    tmp_path: Path,
+) -> None:
+    """Where nothing has any effect the worst classes of some seeds are not bad in the next."""
+    kept: dict[str, Any] = {"classes": 25, "untaught": ()}
+    effects = np.zeros(25)
+    effects[[3, 4, 5]] = 0.2
+    others = {"effects": effects, "changes": {"policy": {"use": "hardest"}}}
+    report = StudyReport.of(
+        runs_of(tmp_path, range(5), **kept) + runs_of(tmp_path, range(3, 7), "b", **others, **kept)
+    )
+    first, second = report.settings
+    changes = {
+        setting.name: {
+            seed: kdzoo.Report.read(Path(run) / "report.json").comparison.differences
+            for seed, run in zip(setting.seeds, setting.directories, strict=True)
+        }
+        for setting in report.settings
+    }
+    for setting in report.settings:
+        fresh = []
+        for seed, own in changes[setting.name].items():
+            rest = [each for s, each in changes[first.name].items() if s != seed]
+            worst = sorted(own, key=lambda name, rest=rest: np.mean([r[name] for r in rest]))[:3]
+            fresh.append(np.mean([own[name] for name in worst]))
+        assert setting.most_hurt is not None
+        assert setting.most_hurt.mean == pytest.approx(np.mean(fresh))
+    least = np.mean(sorted(evidence.difference for evidence in first.classes.values())[:3])
+    assert least < -0.03
+    assert first.most_hurt.mean > least / 2
+    _, one, other = study_lines(report)
+    assert f"The 3 classes that lose most: {100 * least:+.1f} points in these seeds; " in one
+    assert f"but one, {100 * first.most_hurt.mean:+.1f} points (90 % interval " in one
+    assert f"by its other seeds: {100 * second.most_hurt.mean:+.1f} points (90 %" in other
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 def test_fewer_seeds_have_none(tmp_path: Path, seeds: int) -> None:
     report = StudyReport.of(runs_of(tmp_path, range(seeds), effects=EFFECTS))
@@ -98,6 +134,7 @@ def test_fewer_seeds_have_none(tmp_path: Path, seeds: int) -> None:
     assert len(networks) == (seeds == 2)
     assert "without verdicts" in said
     assert ("would have been seen" in said) == (seeds > 1)
+    assert (setting.most_hurt is not None) == ("loses most: " in said) == (seeds > 1)
 
 
 def test_settings_are_told_apart_as_set_would_say_it(tmp_path: Path) -> None:
