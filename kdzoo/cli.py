@@ -369,20 +369,25 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the report on several runs goes.")
-    ] = Path("report"),
+        Path | None,
+        typer.Option("--output", "-o", help="Where the report on several runs goes; report."),
+    ] = None,
 ) -> None:
     """Write a finished run's page again; put several runs side by side."""
+    from kdzoo.errors import RunError
     from kdzoo.report.page import write_run_page
     from kdzoo.report.study_page import write_study
     from kdzoo.training.directory import RunDirectory
 
     directories = [RunDirectory(run) for run in runs]
     if len(directories) == 1:
+        if output is not None:
+            raise RunError("--output is for the report on several runs; one run's is in the run")
         page = write_run_page(directories[0])
     else:
-        write_study(output, directories)
-        page = RunDirectory(output).page
+        place = output or Path("report")
+        write_study(place, directories)
+        page = RunDirectory(place).page
     print(f"Wrote {page}")
 
 

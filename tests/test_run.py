@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import logging
@@ -367,8 +368,8 @@ def test_a_class_that_is_taught_less_is_untaught_wherever_it_is_said(
 
 
 class Stops(kdzoo.ClassPolicy):
-    """Suspects class b after its first epoch, and stops it after its second; c hears more of its
-    labels."""
+    """Suspects class b after its first epoch, and stops it after its second; stops d after the
+    first, for an epoch; c hears more of its labels."""
 
     name = "stops"
 
@@ -376,6 +377,7 @@ class Stops(kdzoo.ClassPolicy):
         state = kdzoo.ClassState
         states = np.full(10, state.TAUGHT)
         states[1] = state.SUSPECT if len(curves.student) == 1 else state.UNTAUGHT
+        states[3] = state.UNTAUGHT if len(curves.student) == 1 else state.TAUGHT
         teacher = np.where(states == state.UNTAUGHT, 0.0, 1.0)
         label = np.where(teacher == 0, 9.0, 1.0)
         label[2] = 1.0 + len(curves.student)
@@ -390,12 +392,22 @@ def test_the_log_says_once_what_a_policy_does_with_a_class(
 ) -> None:
     caplog.set_level(logging.INFO, "kdzoo")
     monkeypatch.setitem(registry()._components["policy"], "stops", Stops)
-    kdzoo.run({**tiny, "baseline": False, "policy": "stops"}, runs=tmp_path)
+    run = kdzoo.run({**tiny, "baseline": False, "policy": "stops"}, runs=tmp_path)
     said = [line for line in caplog.messages if line.startswith("after epoch")]
     assert said == [
         "after epoch 1: the policy suspects: b",
+        "after epoch 1: no longer taught: d",
         "after epoch 1: label weight changed: c",
         "after epoch 2: no longer taught: b",
+        "after epoch 2: taught again: d",
+    ]
+    with open(run.directory / "report.csv", newline="") as file:
+        taught = {row["class"]: row["taught"] for row in csv.DictReader(file)}
+    assert [taught[name] for name in "abcd"] == [
+        "to the end",
+        "to epoch 2",
+        "to the end",
+        "to the end but for 1 epoch",
     ]
     caplog.clear()
     short = {**tiny, "baseline": False, "policy": "stops", "train": {**tiny["train"], "epochs": 2}}
@@ -403,6 +415,7 @@ def test_the_log_says_once_what_a_policy_does_with_a_class(
     said = [line for line in caplog.messages if line.startswith("after epoch")]
     assert said == [  # after the last it is of no use
         "after epoch 1: the policy suspects: b",
+        "after epoch 1: no longer taught: d",
         "after epoch 1: label weight changed: c",
     ]
 

@@ -139,7 +139,9 @@ class Distiller(nn.Module):
         ]
         readers = {pair.student: reader for pair, reader in pairs}  # the first, where there are two
         similarity = similarity or Declared.by(policy).needs_similarity
-        compared: dict[Layer, str] = {"penultimate": "class policy"} if similarity else {}
+        compared: dict[Layer, str] = (
+            {"penultimate": "class policy, similarity of features"} if similarity else {}
+        )
         self._student = Tapped("student", student, student_layers, compared | readers, example)
         self._teacher: Tapped | None = None
         self._chunk: int | None = None

@@ -111,8 +111,8 @@ class Tapped:
             return self._existing(path, modules, f', which its model declares as "{layer}"')
         if layer in declared and layer not in modules:
             raise SpecError(
-                f'the {self.role}\'s model declares no "{layer}" layer; name a module path in '
-                "`layers`, or declare it with kdzoo.Layers"
+                f'the {self.role}\'s model declares no "{layer}" layer; declare it with '
+                "kdzoo.Layers, or where a loss reads it, name a module path in its `layers`"
             )
         return self._existing(layer, modules)
 

@@ -180,7 +180,11 @@ class ClassPolicy(Component, ABC):
     @property
     def needs_baseline(self) -> bool:
         """Whether it cannot do without ``curves.baseline``: a spec without ``baseline: true`` is
-        then refused when it is read."""
+        then refused when it is read.
+
+        This and the next three are asked before :meth:`setup`. They may be attributes of the class,
+        or properties that depend on the params.
+        """
         return False
 
     @property

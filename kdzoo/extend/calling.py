@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 from kdzoo.errors import KdzooError, PluginError, RunError, SpecError
 
 __all__ = ["calling"]
+
+_NOT_THEIRS = (Path(__file__).parents[1], Path(torch.__file__).parent)
 
 
 @contextlib.contextmanager
@@ -31,4 +37,13 @@ def calling(what: str) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{what} failed: {type(error).__name__}: {error}") from error
     except (Exception, SystemExit) as error:  # a component that exits must not do so in silence
-        raise PluginError(f"{what} failed: {type(error).__name__}: {error}") from error
+        place = _place(error)
+        raise PluginError(f"{what} failed: {type(error).__name__}: {error}{place}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where the component raised it, in a file that is neither ours nor torch's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not any(map(Path(f.filename).is_relative_to, _NOT_THEIRS))]
+    inner = [frame for frame in theirs if frame.filename == theirs[0].filename]
+    return f" ({Path(inner[-1].filename).name}:{inner[-1].lineno})" if inner else ""

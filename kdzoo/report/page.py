@@ -31,6 +31,7 @@ from kdzoo.report.summary import Report, Score, notes
 from kdzoo.training.curves_file import read_curves
 from kdzoo.training.directory import RunDirectory
 from kdzoo.training.environment import is_plugin_file, read_environment, versions_in
+from kdzoo.words import counted
 
 __all__ = ["as_csv", "render", "write_run_page"]
 
@@ -223,9 +224,11 @@ def _stops(curves: TeachingCurves) -> list[int | None]:
 
 def _taught(curves: TeachingCurves) -> list[str]:
     words = []
-    for stop, weight in zip(_stops(curves), curves.teacher_weight[-1], strict=True):
+    gaps = curves.stopped.sum(0)
+    for stop, gap, weight in zip(_stops(curves), gaps, curves.teacher_weight[-1], strict=True):
         if stop is None:
-            words.append("to the end" if weight == 1 else f"to the end, weight {weight:.3g}")
+            but = f" but for {counted(gap, 'epoch')}" if gap else ""
+            words.append(f"to the end{but}" + ("" if weight == 1 else f", weight {weight:.3g}"))
         elif weight:
             rest = f"weight {weight:.3g}"
             words.append(f"to epoch {stop}, then {rest}" if stop else f"never but with {rest}")

@@ -199,8 +199,8 @@ def _most_hurt(setting: Setting, first: bool) -> list[str]:
         return [f"The {they} most under the first setting, chosen by its other seeds: {change}."]
     least = sorted(evidence.difference for evidence in setting.classes.values())[:count]
     return [
-        f"The {they} most: {100 * np.mean(least):+.1f} points in these seeds; chosen by all seeds "
-        f"but one, {change} in that one, which is what to expect of new seeds."
+        f"The {they} most: {100 * np.mean(least):+.1f} points in these seeds; in each seed, "
+        f"chosen by the other seeds, {change}, which is what to expect of new ones."
     ]
 
 

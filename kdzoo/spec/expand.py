@@ -7,7 +7,7 @@ own directory, and neither key is in any run's hash.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kdzoo.errors import SpecError
@@ -15,7 +15,7 @@ from kdzoo.seeds import stream
 from kdzoo.spec.document import Document
 from kdzoo.spec.shorthand import spell_out
 
-__all__ = ["STUDY_KEYS", "expand", "refuse_several"]
+__all__ = ["STUDY_KEYS", "expand", "refuse_several", "refuse_swept"]
 
 STUDY_KEYS: dict[str, dict[str, Any]] = {
     "seeds": {
@@ -53,8 +53,8 @@ def expand(document: Document) -> Iterator[Document]:
         _check_seeds(document, seeds)
     for cell in _cells(document, sweep):
         one = plain.copy()
-        for key, value in cell.items():
-            one.put(key, value, document.origin(("sweep", key)))
+        for key, (number, value) in cell.items():
+            one.put(key, value, document.origin(("sweep", key, number)))
             spell_out(one.data)
         if seeds is None:
             yield one
@@ -64,6 +64,28 @@ def expand(document: Document) -> Iterator[Document]:
             run.put("seed", seed, document.origin(("seeds",)))
             _share_teacher(run, seeds[0])
             yield run
+
+
+def refuse_swept(document: Document, overrides: Iterable[str]) -> None:
+    """Where an override would be lost.
+
+    Args:
+        document: with the overrides.
+        overrides: ``key.path=value`` each.
+
+    Raises:
+        SpecError: a sweep sets the same key, or what it is in, in each run anew.
+    """
+    sweep = document.data.get("sweep")
+    for assignment in overrides:
+        key, _, value = assignment.partition("=")
+        for swept in sweep if isinstance(sweep, dict) else ():
+            if f"{key}.".startswith(f"{swept}."):
+                raise SpecError(
+                    f"--set {assignment}: `sweep` sets {swept} in each run anew; change what is "
+                    f"swept, as in --set 'sweep={{{key}: [{value}]}}', or sweep nothing: "
+                    "--set sweep=null"
+                )
 
 
 def refuse_several(document: Document) -> None:
@@ -93,7 +115,8 @@ def _check_seeds(document: Document, seeds: Any) -> None:
         raise SpecError(document.error(("seed",), message))
 
 
-def _cells(document: Document, sweep: Any) -> Iterator[dict[str, Any]]:
+def _cells(document: Document, sweep: Any) -> Iterator[dict[str, tuple[int, Any]]]:
+    """Of each run, which of a key's values it has, and the value."""
     if sweep is None:
         yield {}
         return
@@ -109,7 +132,7 @@ def _cells(document: Document, sweep: Any) -> Iterator[dict[str, Any]]:
             raise SpecError(document.error(("sweep", key), message))
         if any(value in values[:i] for i, value in enumerate(values)):
             raise SpecError(document.error(("sweep", key), "has the same value twice"))
-    for combination in itertools.product(*sweep.values()):
+    for combination in itertools.product(*map(enumerate, sweep.values())):
         yield dict(zip(sweep, combination, strict=True))
 
 

@@ -26,6 +26,7 @@ from kdzoo.extend.contracts import (
     PolicySetting,
     TeachingCurves,
 )
+from kdzoo.extend.declared import Declared
 from kdzoo.testing.checks import Checks, ContractError, NotApplicable, after, require, sometimes
 from kdzoo.testing.modules import same, seeded, stored
 from kdzoo.testing.scene import IMAGE, Labels
@@ -95,7 +96,8 @@ class PolicyChecks(Checks[ClassPolicy]):
                 except Exception as error:
                     raise ContractError(
                         f"{what}: it raised {type(error).__name__}: {error}; refuse with a "
-                        "kdzoo.SpecError in setup"
+                        "kdzoo.SpecError in setup, or where it needs a baseline, answer True in "
+                        "needs_baseline"
                     ) from error
                 for weights in answers:
                     _require_valid(weights, f"{what}: it")
@@ -104,9 +106,9 @@ class PolicyChecks(Checks[ClassPolicy]):
     @after("pure")
     def declared_needs(self) -> None:
         """What it does not declare that it needs, it does without."""
-        policy, wanted = self._usual(), _play(self._usual(), _curves())
+        declared, wanted = Declared.by(self._usual()), _play(self._usual(), _curves())
         open_ = [
-            part for part in ("validation", "similarity") if not getattr(policy, f"needs_{part}")
+            part for part in ("validation", "similarity") if not getattr(declared, f"needs_{part}")
         ]
         if not open_:
             raise NotApplicable("it declares all that can be declared")

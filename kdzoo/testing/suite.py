@@ -269,7 +269,8 @@ def _said(error: BaseException, component: type[Component]) -> str:
     while cause is not None:
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             if frame.filename == file:
-                return f"{said} ({Path(file).name}:{frame.lineno})"
+                place = f"({Path(file).name}:{frame.lineno})"
+                return said if place in said else f"{said} {place}"
         cause = cause.__cause__
     return said
 

@@ -397,7 +397,7 @@ def test_a_policy_that_answers_no_class_weights_is_named() -> None:
     ("how", "message"),
     [
         ("mean", r"must be one value per sample, \(8,\)"),
-        ("raise", "failed: IndexError: index 7 is out of range"),
+        ("raise", r"failed: IndexError: index 7 is out of range \(sample\.py:\d+\)$"),
         ("peek", 'guidance = "label" reads teacher.logits; there is no teacher'),
     ],
 )

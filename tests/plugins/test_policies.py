@@ -296,6 +296,25 @@ def test_a_policy_that_can_stop_nothing_in_time_says_so(caplog: pytest.LogCaptur
     assert "a window of 14" in warned(14, start_epoch=2, window=14)
 
 
+def test_a_class_that_is_stopped_too_late_to_settle_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    student, baseline = falling({"c": 0.2}, 12)
+
+    def warned(epochs: int | None, **params: object) -> str:
+        caplog.clear()
+        made = registry().make(ClassPolicy.kind, "tllm", {"start_epoch": 5, "window": 3, **params})
+        made.setup(setting(epochs=epochs))
+        assert decide(made, student, baseline) == ["c"]
+        return caplog.text
+
+    first = 7  # a start_epoch of 5, and a patience of 3
+    said = 'policy "tllm": c: stopped with 2 of 9 epochs left; the weight of their label terms'
+    assert warned(first + 2).count(said) == 1
+    for silent in (warned(first + 3), warned(None), warned(first + 2, balance=False)):
+        assert "stopped with" not in silent
+
+
 def test_what_tllm_cannot_have_is_refused() -> None:
     def refused(match: str, changes: dict[str, object], **params: object) -> None:
         made = registry().make(ClassPolicy.kind, "tllm", params)
@@ -318,7 +337,7 @@ def test_what_tllm_cannot_have_is_refused() -> None:
             has_baseline=False,
         )
     registry().make(ClassPolicy.kind, "tllm", {"last_epoch": 12})
-    with pytest.raises(ValueError, match=r"last_epoch is 11, .* could be stopped after epoch 12"):
+    with pytest.raises(ValueError, match=r"is 11, .* could be stopped after epoch 12"):
         registry().make(ClassPolicy.kind, "tllm", {"last_epoch": 11})
 
 

@@ -168,6 +168,9 @@ def test_every_run_has_its_page(
     said = kdzoo_command("report", str(run.directory))
     assert said.stdout == f"Wrote {run.directory / 'report.html'}\n", said.stderr
     assert (run.directory / "report.html").read_bytes() == before
+    refused = kdzoo_command("report", str(run.directory), "--output", "elsewhere")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "--output is for the report on several runs" in refused.stderr
 
 
 def test_what_is_not_finished_has_no_report(

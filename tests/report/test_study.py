@@ -119,7 +119,7 @@ def test_what_is_expected_of_the_classes_that_lose_most_comes_from_the_other_see
     assert first.most_hurt.mean > least / 2
     _, one, other = study_lines(report)
     assert f"The 3 classes that lose most: {100 * least:+.1f} points in these seeds; " in one
-    assert f"but one, {100 * first.most_hurt.mean:+.1f} points (90 % interval " in one
+    assert f"by the other seeds, {100 * first.most_hurt.mean:+.1f} points (90 % interval " in one
     assert f"by its other seeds: {100 * second.most_hurt.mean:+.1f} points (90 %" in other
 
 

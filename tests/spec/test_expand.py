@@ -102,6 +102,35 @@ def test_mistakes_are_named_with_their_line(
     assert chapter.partition(":")[0] in change
 
 
+def test_a_wrong_value_is_named_by_its_own_line(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    file = tmp_path / "study.yaml"
+    with open(file, "w") as stream:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.dump({**tiny, "sweep": {"losses.kd.temperature": [2, 4, -1]}}, stream)
+    with pytest.raises(kdzoo.SpecError) as caught:
+        read_study(file)
+    _, number, _ = str(caught.value).split(":", 2)
+    assert file.read_text().splitlines()[int(number) - 1].strip() == "- -1"
+
+
+@pytest.mark.parametrize("override", ["policy=all", "policy.margin=0.1", "losses.kd.temperature=2"])
+def test_an_override_that_the_sweep_would_hide_is_refused(
+    tiny: dict[str, Any], override: str
+) -> None:
+    swept = {**tiny, "sweep": {"policy": ["tllm", "random"], "losses.kd.temperature": [3, 4]}}
+    key, _, value = override.partition("=")
+    with pytest.raises(kdzoo.SpecError) as caught:
+        read_study(swept, [override])
+    assert str(caught.value).startswith(f"--set {override}: `sweep` sets ")
+    assert f"--set 'sweep={{{key}: [{value}]}}'" in str(caught.value)
+    (spec,) = read_study(swept, [override, "sweep=null"])
+    assert len(read_study(swept, [f"sweep={{{key}: [{value}]}}"])) == 1
+    assert len(read_study(swept, ["losses.kd.weight=0.5", "seeds=[1, 2]"])) == 8
+    if override == "policy=all":
+        assert spec.stages[0].policy.use == "all"
+
+
 def test_where_one_run_is_asked_for_several_are_refused(
     tmp_path: Path, tiny: dict[str, Any]
 ) -> None:

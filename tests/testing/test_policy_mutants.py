@@ -48,6 +48,22 @@ class Undescribed(Sound):
         margin: float = 0.0
 
 
+class SaysThatItNeedsABaseline(Sound):
+    """And so leaves it to the engine to refuse where there is none."""
+
+    needs_baseline = True
+
+    def setup(self, setting: kdzoo.PolicySetting) -> None:
+        assert setting.has_baseline
+        super().setup(setting)
+
+
+class NeedsInWords(Sound):
+    """Says what it needs in words."""
+
+    needs_baseline = "no"  # type: ignore[assignment]
+
+
 class MoreThreads(Sound):
     """Gives torch another thread where it goes on."""
 
@@ -321,7 +337,7 @@ EXACTLY: list[tuple[type[kdzoo.ClassPolicy], str]] = [
 ]
 
 
-@pytest.mark.parametrize("sound", [Sound, Columns, SaysWhatItReads])
+@pytest.mark.parametrize("sound", [Sound, Columns, SaysWhatItReads, SaysThatItNeedsABaseline])
 def test_what_is_sound_passes_every_check(sound: type[kdzoo.ClassPolicy]) -> None:
     assert caught(sound) == set()
 
@@ -329,6 +345,11 @@ def test_what_is_sound_passes_every_check(sound: type[kdzoo.ClassPolicy]) -> Non
 @pytest.mark.parametrize(("mutant", "check"), EXACTLY)
 def test_one_check_alone_catches_it(mutant: type[kdzoo.ClassPolicy], check: str) -> None:
     assert caught(mutant) == {check}
+
+
+def test_what_is_declared_in_words_is_named() -> None:
+    (result,) = run_checks(NeedsInWords, checks=["declared_needs"])
+    assert "needs_baseline is 'no'; it must be True or False" in str(result.reason)
 
 
 class AnswersATuple(Sound):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are imported when they are used: stats takes a third of torch's time
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator
 
 import kdzoo
 from kdzoo_plugins.policies._sequential import SequentialTest
@@ -45,9 +45,6 @@ class FindingParams(kdzoo.Params):
     start_epoch: int = kdzoo.Field(
         10, ge=1, description="The first check comes after this epoch of the run."
     )
-    last_epoch: int | None = kdzoo.Field(
-        None, ge=1, description="After this epoch of the run nothing changes any more."
-    )
     margin: Annotated[float, kdzoo.Range(low=0.01, high=0.2, log=True)] = kdzoo.Field(
         0.02,
         ge=0,
@@ -62,6 +59,9 @@ class FindingParams(kdzoo.Params):
         3, ge=1, description="In how many checks in a row, before teaching stops."
     )
     window: int = kdzoo.Field(5, ge=1, description="Over how many epochs the curves are averaged.")
+    last_epoch: int | None = kdzoo.Field(
+        None, ge=1, description="After this epoch of the run nothing changes any more."
+    )
     max_fraction: float = kdzoo.Field(
         0.2,
         ge=0,
@@ -70,24 +70,16 @@ class FindingParams(kdzoo.Params):
         "least one class; 0 for none. Two classes are always taught.",
     )
 
-    @property
-    def first_stop(self) -> int:
-        """The first epoch of the run after which a class could be stopped."""
-        return max(self.start_epoch, self.window) + self.patience - 1
-
-    @property
-    def first_stop_said(self) -> str:
-        """The same, with its reasons, for a message."""
-        return (
-            f"with a start_epoch of {self.start_epoch}, a window of {self.window} and a patience "
-            f"of {self.patience} the first class could be stopped after epoch {self.first_stop}"
-        )
-
-    @model_validator(mode="after")
-    def _in_time(self) -> FindingParams:
-        if self.last_epoch is not None and self.last_epoch < self.first_stop:
-            raise ValueError(f"last_epoch is {self.last_epoch}, and {self.first_stop_said}")
-        return self
+    @field_validator("last_epoch")
+    @classmethod
+    def _in_time(cls, last_epoch: int | None, known: ValidationInfo) -> int | None:
+        try:
+            first, why = _first_stop(known.data)
+        except KeyError:  # what is wrong with that one is said already
+            return last_epoch
+        if last_epoch is not None and last_epoch < first:
+            raise ValueError(f"is {last_epoch}, and {why}")
+        return last_epoch
 
 
 class FindingPolicy(UntaughtPolicy):
@@ -129,13 +121,15 @@ class FindingPolicy(UntaughtPolicy):
             )
         if params.source == "validation" or params.signal == "cka":
             refuse_few_images(setting, _FEWEST[params.signal], params.source)
-        if setting.epochs is not None and setting.epochs <= params.first_stop:
+        first, why = _first_stop(vars(params))
+        if setting.epochs is not None and setting.epochs <= first:
             log.warning(
                 'policy "%s" can stop no class in %d epochs: %s',
                 self.name,
                 setting.epochs,
-                params.first_stop_said,
+                why,
             )
+        self._names, self._epochs = setting.classes, setting.epochs
         least = 1 if params.max_fraction else 0
         cap = max(math.floor(params.max_fraction * count + 1e-9), least)
         self._cap = min(cap, count - 2)
@@ -187,7 +181,9 @@ class FindingPolicy(UntaughtPolicy):
         new[ripe[np.argsort(values[ripe], kind="stable")][:room]] = True
         self._test.keep(values, new)
         self._found = self._found | new
-        self._stopped = self._stopped | self.chosen(new, curves)
+        stopped = self._stopped | self.chosen(new, curves)
+        self._warn_of_a_late_stop(stopped & ~self._stopped, len(curves.student))
+        self._stopped = stopped
         self._suspect = (seen | found) & ~self._found
 
     def _read(self, curves: kdzoo.TeachingCurves) -> kdzoo.TeachingCurves:
@@ -219,6 +215,19 @@ class FindingPolicy(UntaughtPolicy):
                 self.params.signal,
             )
 
+    def _warn_of_a_late_stop(self, new: Bools, epochs: int) -> None:
+        left = 0 if self._epochs is None else self._epochs - epochs
+        if new.any() and 0 < left < self.params.window and self.params.balance:
+            log.warning(
+                'policy "%s": %s: stopped with %d of %d epochs left; the weight of their label '
+                "terms may not settle in these, and such a class starves or crowds out others: set "
+                "an earlier `last_epoch`",
+                self.name,
+                ", ".join(self._names[c] for c in np.flatnonzero(new)),
+                left,
+                self._epochs,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`kdzoo.ClassPolicy.state_dict`."""
         return {
@@ -238,6 +247,16 @@ class FindingPolicy(UntaughtPolicy):
         self._begun = state["begun"]
         self._test.load_state_dict(state["test"])
         super().load_state_dict(state)
+
+
+def _first_stop(params: Mapping[str, Any]) -> tuple[int, str]:
+    """The first epoch after which a class could be stopped, and the same with its reasons."""
+    start, window, patience = (params[key] for key in ("start_epoch", "window", "patience"))
+    first = max(start, window) + patience - 1
+    return first, (
+        f"with a start_epoch of {start}, a window of {window} and a patience of {patience} the "
+        f"first class could be stopped after epoch {first}"
+    )
 
 
 def epochs_since_restart(curves: kdzoo.TeachingCurves) -> int:

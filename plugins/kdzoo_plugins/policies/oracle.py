@@ -74,7 +74,10 @@ class Oracle(ListedPolicy):
         listed[np.argsort(gap, kind="stable")[:cap]] = True
         listed &= gap < -self.params.margin
         names = [name for name, so in zip(setting.classes, listed, strict=True) if so]
-        log.info("policy oracle: %d other runs hurt %s", len(others), ", ".join(names) or "none")
+        count = (
+            "1 run of another seed" if len(others) == 1 else f"{len(others)} runs of other seeds"
+        )
+        log.info("policy oracle: hurt in %s: %s", count, ", ".join(names) or "no class")
         return listed
 
 
