@@ -67,6 +67,8 @@ POLICIES: dict[str, dict[str, Any]] = {  # in the order in which they are traine
     "tllm-cka": TLLM | {"signal": "cka", "source": "validation"},
     "label-only-no-balance": {"use": "label-only", "balance": False, **EARLY},
 }
+# They decide by the curves of training samples alone, and without a baseline: see `directories`.
+REPLAYED = ("tllm-residual", "tllm-agreement", "tllm-divergence")
 READ: tuple[Signal, ...] = ("baseline", "residual", "agreement", "divergence")  # of plain KD
 COLUMNS = (
     "accuracy",
@@ -141,22 +143,50 @@ def train_all(args: argparse.Namespace) -> None:
             done.result()
         begun: dict[str, list[Future[str]]] = {}
         for name in (each for each in POLICIES if each in {"all", *args.policies}):
-            # That of other seeds is what ``oracle`` goes by.
-            more = {"runs": [each.result() for each in begun["all"]]} if name == "oracle" else {}
+            plain: list[str] = []
+            if name == "oracle" or name in REPLAYED:  # they go by plain KD's runs
+                plain = [each.result() for each in begun["all"]]
+            more = {"runs": plain} if name == "oracle" else {}
+            same = as_plain(name, directories("all")) if name in REPLAYED else {}
             begun[name] = [
-                pool.submit(run, taught(name, seed, args, **more)) for seed in args.seeds
+                pool.submit(run, taught(name, seed, args, **more))
+                for seed in args.seeds
+                if seed not in same
             ]
         for future in (each for futures in begun.values() for each in futures):
             print(future.result(), file=sys.stderr)
 
 
 def directories(name: str) -> dict[int, Path]:
-    """The directories of a policy's finished runs, by seed."""
+    """The directories of a policy's finished runs, by seed. A policy sees nothing but curves: where
+    it would have stopped no class of plain KD's run, that run is its own, and is not made again."""
     read = YAML(typ="safe", pure=True).load
-    return {
+    found = {
         read(report.with_name("spec.yaml"))["seed"]: report.parent
         for report in RUNS.glob(f"{name}-{'?' * 10}/report.json")
     }
+    return found | as_plain(name, directories("all")) if name in REPLAYED else found
+
+
+def as_plain(name: str, plain: dict[int, Path]) -> dict[int, Path]:
+    """Those of plain KD's runs, by seed, in which a policy would have stopped no class in time."""
+    params = {key: value for key, value in POLICIES[name].items() if key != "use"}
+    same = {}
+    for seed, directory in plain.items():
+        classes, curves = kdzoo.read_curves(directory / "classes.csv")
+        if not any(stopped(params, classes, curves)[:-1]):
+            same[seed] = directory
+    return same
+
+
+def stopped(
+    params: dict[str, Any], classes: Sequence[str], curves: kdzoo.TeachingCurves
+) -> list[int]:
+    """How many classes ``tllm`` would have stopped, after each epoch of a run in which none was."""
+    policy: kdzoo.ClassPolicy = registry().make("policy", "tllm", params)
+    policy.setup(kdzoo.PolicySetting(tuple(classes), True, 0.9, 0.1))
+    epochs = range(1, len(curves.student) + 1)
+    return [int((policy.update(curves.first(epoch)).teacher != 1).sum()) for epoch in epochs]
 
 
 def finished(name: str) -> dict[int, kdzoo.Report]:
@@ -311,11 +341,7 @@ def show_null(classes: Sequence[str], result: Result) -> None:
             baseline=shares[1],
             both_right=shares[2],
         )
-        policy: kdzoo.ClassPolicy = registry().make("policy", "tllm", EARLY)
-        policy.setup(kdzoo.PolicySetting(tuple(classes), True, 0.9, 0.1))
-        for epoch in range(len(samples)):
-            weights = policy.update(curves.first(epoch + 1))
-        named.append(int((weights.teacher == 0).sum()))
+        named.append(stopped(EARLY, classes, curves)[-1])
     result.table(
         "two baselines compared, one of them taken for a student: pairs in which tllm names",
         "no class",

@@ -345,9 +345,10 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     table, evidence, validation, signals, _, null = tables
     assert len(signals["rows"]) == 6
     assert [label for label, _ in null["rows"]] == ["20 pairs"]
-    assert [label for label, _ in table["rows"]] == [
-        f"{name} (5 seeds)" for name in ("baseline", "bias", *chosen)
-    ]
+    # Of these the run is plain KD's where they would have stopped no class of it.
+    replayed = {"tllm-residual", "tllm-agreement", "tllm-divergence"}
+    trained = [label for label, _ in table["rows"] if label.split()[0] not in replayed]
+    assert trained == [f"{name} (5 seeds)" for name in ("baseline", "bias", *chosen)]
     values = {
         label.split()[0]: [cell["values"] for cell in cells] for label, cells in table["rows"]
     }
@@ -357,12 +358,14 @@ def test_the_study_of_classes_is_trained_and_shown_again(tmp_path: Path, warm: W
     plain = [report["student"]["accuracy"] for report in reports if report["comparison"]]
     assert sorted(values["all"][0]) == pytest.approx(sorted(plain))
     assert values["all"][1] == [0] * 5
+    same = [values[name] for name in replayed & values.keys()]
+    assert same
+    assert all(each[1] == [0] * len(each[0]) for each in same)
     verdicts = {label: [int(cell["shown"]) for cell in cells] for label, cells in evidence["rows"]}
-    assert list(verdicts) == chosen
-    assert [sum(counts[:3]) for counts in verdicts.values()] == [len(reports[0]["images"])] * 2
-    assert [label for label, _ in validation["rows"]] == [
-        f"{name} (5 seeds)" for name in ("baseline", *chosen)
-    ]
+    assert [name for name in verdicts if name not in replayed] == chosen
+    assert {sum(counts[:3]) for counts in verdicts.values()} == {len(reports[0]["images"])}
+    shown = [label for label, _ in validation["rows"] if label.split()[0] not in replayed]
+    assert shown == [f"{name} (5 seeds)" for name in ("baseline", *chosen)]
     assert validation["rows"][1][1][1]["values"] == [0] * 5
     again = warm.run(*study, "--no-training", *kept, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
