@@ -38,7 +38,7 @@ from scipy import stats
 
 import kdzoo
 from kdzoo.extend.registry import registry
-from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT, Verdict
+from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT, Verdict, lowest
 from kdzoo.report.study import StudyReport
 from kdzoo.training.answers_file import read_right_rows
 from kdzoo.training.directory import RunDirectory
@@ -359,27 +359,25 @@ def elsewhere(gaps: dict[int, Floats], seed: int) -> Floats:
     return mean
 
 
-def hurt_classes(gaps: dict[int, Floats]) -> dict[int, npt.NDArray[np.intp]]:
-    """Of each seed: the tenth of the classes that plain KD hurt most in the others."""
+def hurt_classes(gaps: dict[int, Floats]) -> dict[int, Floats]:
+    """Of each seed, as weights (C,): the tenth of the classes that plain KD hurt most in the
+    others."""
     count = max(1, round(HURT * len(gaps[min(gaps)])))
-    # Of classes that lose the same, the first in the data's order, as in a study's report.
-    means = {seed: np.round(elsewhere(gaps, seed), 9) for seed in gaps}
-    return {seed: np.argsort(mean, kind="stable")[:count] for seed, mean in means.items()}
+    return {seed: lowest(elsewhere(gaps, seed), count) for seed in gaps}
 
 
-def compared(own: Floats, plain: Floats, alone: Floats, hurt: npt.NDArray[np.intp]) -> Floats:
+def compared(own: Floats, plain: Floats, alone: Floats, hurt: Floats) -> Floats:
     """The first four columns of one run.
 
     Args:
         own: (C,), its accuracies.
         plain: plain KD's.
         alone: the baseline's.
-        hurt: the classes that plain KD hurt.
+        hurt: (C,), which plain KD hurt, as weights.
     """
     change = own - alone
-    return np.array(
-        [own.mean(), (own - plain).mean(), change[hurt].mean(), np.delete(change, hurt).mean()]
-    )
+    parts = [np.average(change, weights=weights) for weights in (hurt, 1 - hurt)]
+    return np.array([own.mean(), (own - plain).mean(), *parts])
 
 
 def show(result: Result) -> None:
@@ -409,7 +407,7 @@ def show(result: Result) -> None:
                     np.delete(own - taught, dropped).mean(),
                     (after - taught_after).mean(),
                     len(dropped),
-                    len(set(dropped) & set(hurt[seed])),
+                    hurt[seed][dropped].sum(),
                 )
             )
         if rows:

@@ -26,6 +26,7 @@ __all__ = [
     "Verdict",
     "expected_harm",
     "judge",
+    "lowest",
     "mcnemar",
     "paired_error",
     "paired_interval",
@@ -220,6 +221,25 @@ def expected_harm(differences: Floats, errors: Floats) -> float:
         return float(np.maximum(-mean, 0).sum())
     z = -mean / deviation
     return float((deviation * stats.norm.pdf(z) - mean * stats.norm.cdf(z)).sum())
+
+
+def lowest(values: Floats, count: int) -> Floats:
+    """Which are the lowest, as weights that sum to ``count``: 1, and 0 for the others; those that
+    are equal at the edge share what is left. Accuracies are counts of images, so many are equal,
+    and which of them comes first must not matter.
+
+    Args:
+        values: (C,), shares or sums of some.
+        count: from 1 to C.
+
+    Returns:
+        (C,).
+    """
+    values = np.round(values, 9)  # what is the same number may have been added up in another order
+    edge = np.sort(values)[count - 1]
+    below, equal = values < edge, values == edge
+    weights: Floats = below + equal * ((count - below.sum()) / equal.sum())
+    return weights
 
 
 def _moderated(variances: Floats, freedom: int) -> tuple[Floats, float]:

@@ -24,6 +24,7 @@ from kdzoo.report.evidence import (
     Verdict,
     expected_harm,
     judge,
+    lowest,
     mcnemar,
 )
 from kdzoo.report.summary import Confusion, Record, Report, Score, added_confusions, tenth_of
@@ -407,10 +408,10 @@ def _most_hurt(group: Sequence[_Result], first: Sequence[_Result]) -> Spread | N
         others = [other.differences for other in first if other.seed != result.seed]
         if not others or not all(others):
             return None
-        # Where classes lose the same, in the data's order: sums of floats are not quite alike.
-        names = sorted(others[0], key=lambda name: round(sum(each[name] for each in others), 9))
         own = result.differences
-        changes.append(float(np.mean([own[name] for name in names[: tenth_of(len(names))]])))
+        count = tenth_of(len(own))
+        weights = lowest(np.array([sum(each[name] for each in others) for name in own]), count)
+        changes.append(float(weights @ np.array(list(own.values()))) / count)
     return Spread.of(changes)
 
 

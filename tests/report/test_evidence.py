@@ -7,7 +7,14 @@ import pytest
 from scipy import special, stats
 
 from kdzoo.report import evidence
-from kdzoo.report.evidence import expected_harm, judge, mcnemar, paired_interval, prior_variance
+from kdzoo.report.evidence import (
+    expected_harm,
+    judge,
+    lowest,
+    mcnemar,
+    paired_interval,
+    prior_variance,
+)
 
 IMAGES = 100  # of each class, as CIFAR-100's test set has
 
@@ -259,3 +266,10 @@ def test_harm_of_extremes() -> None:
 
 def test_the_levels_are_those_of_the_documentation() -> None:
     assert (evidence.FALSE_DISCOVERIES, evidence.SEEDS_FOR_A_VERDICT) == (0.10, 5)
+
+
+def test_the_lowest_share_the_edge() -> None:
+    assert lowest(np.array([3.0, 1.0, 1.0, 2.0]), 2).tolist() == [0, 1, 1, 0]
+    assert lowest(np.array([1.0, 1.0, 1.0, 0.0]), 2).tolist() == pytest.approx([1 / 3] * 3 + [1])
+    assert lowest(np.array([0.1 + 0.2, 0.3, 0.4]), 1).tolist() == [0.5, 0.5, 0]
+    assert lowest(np.zeros(4), 4).tolist() == [1] * 4

@@ -106,14 +106,17 @@ def test_what_is_expected_of_the_classes_that_lose_most_comes_from_the_other_see
         }
         for setting in report.settings
     }
+    draw = np.random.default_rng(0)
     for setting in report.settings:
         fresh = []
         for seed, own in changes[setting.name].items():
             rest = [each for s, each in changes[first.name].items() if s != seed]
-            worst = sorted(own, key=lambda name, rest=rest: np.mean([r[name] for r in rest]))[:3]
-            fresh.append(np.mean([own[name] for name in worst]))
+            for _ in range(400):  # of classes that lose the same, whichever
+                names = sorted(own, key=lambda name: draw.uniform())
+                names.sort(key=lambda name, rest=rest: round(sum(r[name] for r in rest), 6))
+                fresh.append(np.mean([own[name] for name in names[:3]]))
         assert setting.most_hurt is not None
-        assert setting.most_hurt.mean == pytest.approx(np.mean(fresh))
+        assert setting.most_hurt.mean == pytest.approx(np.mean(fresh), abs=2e-3)
     least = np.mean(sorted(evidence.difference for evidence in first.classes.values())[:3])
     assert least < -0.03
     assert first.most_hurt.mean > least / 2
