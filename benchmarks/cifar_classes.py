@@ -40,13 +40,13 @@ import kdzoo
 from kdzoo.extend.registry import registry
 from kdzoo.report.evidence import SEEDS_FOR_A_VERDICT, Verdict, lowest
 from kdzoo.report.study import StudyReport
+from kdzoo.report.summary import tenth_of
 from kdzoo.training.answers_file import read_right_rows
 from kdzoo.training.directory import RunDirectory
 
 Floats = npt.NDArray[np.float64]
 
 RUNS = Path("runs/cifar-classes")
-HURT = 0.1  # of the classes
 TEACHER_EPOCHS, STUDENT_EPOCHS = 30, 20
 EARLY = {"start_epoch": 8, "window": 4, "patience": 2}
 TLLM: dict[str, Any] = {"use": "tllm", **EARLY}
@@ -67,9 +67,9 @@ POLICIES: dict[str, dict[str, Any]] = {  # in the order in which they are traine
     "tllm-cka": TLLM | {"signal": "cka", "source": "validation"},
     "label-only-no-balance": {"use": "label-only", "balance": False, **EARLY},
 }
-# They decide by the curves of training samples alone, and without a baseline: see `directories`.
-REPLAYED = ("tllm-residual", "tllm-agreement", "tllm-divergence")
 READ: tuple[Signal, ...] = ("baseline", "residual", "agreement", "divergence")  # of plain KD
+# They decide by the curves of training samples alone, and without a baseline: see `directories`.
+REPLAYED = [name for name, policy in POLICIES.items() if policy.get("signal") in READ]
 COLUMNS = (
     "accuracy",
     "less plain KD's",
@@ -159,7 +159,9 @@ def train_all(args: argparse.Namespace) -> None:
 
 def directories(name: str) -> dict[int, Path]:
     """The directories of a policy's finished runs, by seed. A policy sees nothing but curves: where
-    it would have stopped no class of plain KD's run, that run is its own, and is not made again."""
+    it would have stopped no class of plain KD's run, that run is its own, and is not made again.
+    (The kept curves have no learning rate, at whose halving a run begins a window anew: a replay
+    looks more often, and so stops no fewer.)"""
     read = YAML(typ="safe", pure=True).load
     found = {
         read(report.with_name("spec.yaml"))["seed"]: report.parent
@@ -362,7 +364,7 @@ def elsewhere(gaps: dict[int, Floats], seed: int) -> Floats:
 def hurt_classes(gaps: dict[int, Floats]) -> dict[int, Floats]:
     """Of each seed, as weights (C,): the tenth of the classes that plain KD hurt most in the
     others."""
-    count = max(1, round(HURT * len(gaps[min(gaps)])))
+    count = tenth_of(len(gaps[min(gaps)]))
     return {seed: lowest(elsewhere(gaps, seed), count) for seed in gaps}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from kdzoo.errors import KdzooError, PluginError, RunError, SpecError
 
 __all__ = ["calling"]
 
+_PYTHON = Path(sysconfig.get_path("stdlib"))  # that of packages is often within
 _NOT_THEIRS = (Path(__file__).parents[1], Path(torch.__file__).parent)
 
 
@@ -42,8 +44,15 @@ def calling(what: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Where the component raised it, in a file that is neither ours nor torch's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not any(map(Path(f.filename).is_relative_to, _NOT_THEIRS))]
-    inner = [frame for frame in theirs if frame.filename == theirs[0].filename]
-    return f" ({Path(inner[-1].filename).name}:{inner[-1].lineno})" if inner else ""
+    """Where the component raised it: in the directory of the first file that is neither ours, nor
+    torch's, nor Python's."""
+    frames = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    theirs = [frame for frame in frames if _is_theirs(frame[0])]
+    inner = [frame for frame in theirs if frame[0].parent == theirs[0][0].parent]
+    return f" ({inner[-1][0].name}:{inner[-1][1]})" if inner else ""
+
+
+def _is_theirs(file: Path) -> bool:
+    if file.name.startswith("<") or any(map(file.is_relative_to, _NOT_THEIRS)):
+        return False
+    return "site-packages" in file.parts or not file.is_relative_to(_PYTHON)

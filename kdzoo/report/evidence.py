@@ -235,7 +235,7 @@ def lowest(values: Floats, count: int) -> Floats:
     Returns:
         (C,).
     """
-    values = np.round(values, 9)  # what is the same number may have been added up in another order
+    values = np.round(values, 5)  # those of a report have six digits, and so what is the same
     edge = np.sort(values)[count - 1]
     below, equal = values < edge, values == edge
     weights: Floats = below + equal * ((count - below.sum()) / equal.sum())

@@ -224,16 +224,17 @@ def _stops(curves: TeachingCurves) -> list[int | None]:
 
 def _taught(curves: TeachingCurves) -> list[str]:
     words = []
-    gaps = curves.stopped.sum(0)
-    for stop, gap, weight in zip(_stops(curves), gaps, curves.teacher_weight[-1], strict=True):
+    columns = zip(_stops(curves), curves.stopped.T, curves.teacher_weight[-1], strict=True)
+    for stop, stopped, weight in columns:
+        gap = stopped[:stop].sum()  # before it was stopped for good
+        but = f" but for {counted(gap, 'epoch')}" if gap else ""
         if stop is None:
-            but = f" but for {counted(gap, 'epoch')}" if gap else ""
             words.append(f"to the end{but}" + ("" if weight == 1 else f", weight {weight:.3g}"))
         elif weight:
             rest = f"weight {weight:.3g}"
-            words.append(f"to epoch {stop}, then {rest}" if stop else f"never but with {rest}")
+            words.append(f"to epoch {stop}{but}, then {rest}" if stop else f"never but with {rest}")
         else:
-            words.append(f"to epoch {stop}" if stop else "never")
+            words.append(f"to epoch {stop}{but}" if stop else "never")
     return words
 
 

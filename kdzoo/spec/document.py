@@ -18,6 +18,7 @@ __all__ = ["Document", "KeyPath"]
 KeyPath = tuple[str | int, ...]
 
 _DEPTH = 20
+_OVERRIDE = "--set "
 _DATE = "tag:yaml.org,2002:timestamp"  # stays the text it is
 _PLAIN = {
     _DATE,
@@ -66,8 +67,8 @@ class Document:
         """
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise SpecError(f'--set {assignment}: write KEY=VALUE, as in "train.epochs=5"')
-        origin = f"--set {assignment}"
+            raise SpecError(f'{_OVERRIDE}{assignment}: write KEY=VALUE, as in "train.epochs=5"')
+        origin = f"{_OVERRIDE}{assignment}"
         self.put(key, _scalar(text, origin), origin)
 
     def put(self, key: str, value: Any, origin: str) -> None:
@@ -110,6 +111,25 @@ class Document:
             if path[:end] in self._origins:
                 return self._origins[path[:end]]
         return self.name
+
+    def overridden(self, key: str) -> str | None:
+        """The override that has set what ``key.path`` names, all of it or a part; ``None`` where
+        it is not there, or stands as it stood in the file."""
+        here: Any = self.data
+        path: list[str | int] = []
+        for part in key.split("."):
+            if _only_nameless(here) and not part.isdecimal():
+                path.append(0)
+                (here,) = here
+            try:
+                step = self._step(here, part, "", path)
+                here = here[step]
+            except (SpecError, KeyError):
+                return None
+            path.append(step)
+        inside = [o for p, o in self._origins.items() if p[: len(path)] == tuple(path)]
+        said = (o for o in (self.origin(tuple(path)), *inside) if o.startswith(_OVERRIDE))
+        return next(said, None)
 
     def error(self, path: KeyPath, message: str, key: str | None = None) -> str:
         """One line: where, which key, what is wrong with it.

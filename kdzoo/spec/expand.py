@@ -7,7 +7,7 @@ own directory, and neither key is in any run's hash.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from kdzoo.errors import SpecError
@@ -15,7 +15,7 @@ from kdzoo.seeds import stream
 from kdzoo.spec.document import Document
 from kdzoo.spec.shorthand import spell_out
 
-__all__ = ["STUDY_KEYS", "expand", "refuse_several", "refuse_swept"]
+__all__ = ["STUDY_KEYS", "expand", "refuse_several"]
 
 STUDY_KEYS: dict[str, dict[str, Any]] = {
     "seeds": {
@@ -43,7 +43,7 @@ def expand(document: Document) -> Iterator[Document]:
     """The documents of all runs that a document stands for; itself, if it is one.
 
     Raises:
-        SpecError: ``seeds`` or ``sweep`` is not of the expected form.
+        SpecError: ``seeds`` or ``sweep`` is not of the expected form, or an override would be lost.
     """
     seeds, sweep = document.data.get("seeds"), document.data.get("sweep")
     plain = document.copy()
@@ -51,6 +51,12 @@ def expand(document: Document) -> Iterator[Document]:
         plain.data.pop(key, None)
     if seeds is not None:
         _check_seeds(document, seeds)
+    for key in sweep if isinstance(sweep, dict) else ():
+        if (override := plain.overridden(key)) is not None:
+            raise SpecError(
+                f"{override}: `sweep` sets {key} in each run anew; change what is swept, or sweep "
+                "nothing: --set sweep=null"
+            )
     for cell in _cells(document, sweep):
         one = plain.copy()
         for key, (number, value) in cell.items():
@@ -64,28 +70,6 @@ def expand(document: Document) -> Iterator[Document]:
             run.put("seed", seed, document.origin(("seeds",)))
             _share_teacher(run, seeds[0])
             yield run
-
-
-def refuse_swept(document: Document, overrides: Iterable[str]) -> None:
-    """Where an override would be lost.
-
-    Args:
-        document: with the overrides.
-        overrides: ``key.path=value`` each.
-
-    Raises:
-        SpecError: a sweep sets the same key, or what it is in, in each run anew.
-    """
-    sweep = document.data.get("sweep")
-    for assignment in overrides:
-        key, _, value = assignment.partition("=")
-        for swept in sweep if isinstance(sweep, dict) else ():
-            if f"{key}.".startswith(f"{swept}."):
-                raise SpecError(
-                    f"--set {assignment}: `sweep` sets {swept} in each run anew; change what is "
-                    f"swept, as in --set 'sweep={{{key}: [{value}]}}', or sweep nothing: "
-                    "--set sweep=null"
-                )
 
 
 def refuse_several(document: Document) -> None:

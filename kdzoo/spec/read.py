@@ -20,7 +20,7 @@ from kdzoo.extend.component import Params
 from kdzoo.extend.declared import Declared
 from kdzoo.extend.registry import Registry, registry
 from kdzoo.spec.document import Document, KeyPath
-from kdzoo.spec.expand import expand, refuse_several, refuse_swept
+from kdzoo.spec.expand import expand, refuse_several
 from kdzoo.spec.models import (
     KINDS,
     TEACHER_ORIGINS,
@@ -164,12 +164,10 @@ def read_document(
         parents = (*parents, path)
     spell_out(document.data)
     _fetch_chapter(document)
-    overrides = list(overrides)
     for assignment in overrides:
         document.set(assignment)
         spell_out(document.data)
         _fetch_chapter(document)
-    refuse_swept(document, overrides)
     return document, parents
 
 

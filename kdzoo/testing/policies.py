@@ -105,13 +105,13 @@ class PolicyChecks(Checks[ClassPolicy]):
     @sometimes
     @after("pure")
     def declared_needs(self) -> None:
-        """What it does not declare that it needs, it does without."""
+        """Validation images and similarities that it does not declare, it does without."""
         declared, wanted = Declared.by(self._usual()), _play(self._usual(), _curves())
         open_ = [
             part for part in ("validation", "similarity") if not getattr(declared, f"needs_{part}")
         ]
         if not open_:
-            raise NotApplicable("it declares all that can be declared")
+            raise NotApplicable("it declares both")
         for part in open_:
             advice = (
                 f"it reads curves.{part}, and there is none in the runs of a policy that does not "
@@ -281,7 +281,7 @@ class PolicyChecks(Checks[ClassPolicy]):
     ) -> ClassPolicy | None:
         """A policy after its setup; ``None`` if it refuses."""
         policy = self._make()
-        if policy.needs_baseline and not has_baseline:
+        if Declared.by(policy).needs_baseline and not has_baseline:
             return None
         try:
             policy.setup(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from kdzoo.errors import KdzooError, did_you_mean
+from kdzoo.errors import KdzooError, PluginError, did_you_mean
 from kdzoo.extend.component import Component
 from kdzoo.extend.isolation import TORCH_SETTINGS, changed_settings
 from kdzoo.testing.adapters import AdapterChecks
@@ -257,7 +257,7 @@ class _Plan:
 
 def _said(error: BaseException, component: type[Component]) -> str:
     """Why a check failed; of what it did not expect also where the component raised it."""
-    if isinstance(error, ContractError):
+    if isinstance(error, ContractError | PluginError):  # the latter says where by itself
         return str(error)
     said = (
         str(error)
@@ -269,8 +269,7 @@ def _said(error: BaseException, component: type[Component]) -> str:
     while cause is not None:
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             if frame.filename == file:
-                place = f"({Path(file).name}:{frame.lineno})"
-                return said if place in said else f"{said} {place}"
+                return f"{said} ({Path(file).name}:{frame.lineno})"
         cause = cause.__cause__
     return said
 

@@ -328,8 +328,9 @@ class Trainer:
             now = self.distiller.classes_in(state)
             if new := [name for name in now if name not in before]:
                 log.info("after epoch %d: %s: %s", self.epoch, words, ", ".join(new))
-        if again := [name for name in before if name not in now]:  # that were no longer taught
-            log.info("after epoch %d: taught again: %s", self.epoch, ", ".join(again))
+            again = [name for name in before if name not in now]
+            if again and state == ClassState.UNTAUGHT:
+                log.info("after epoch %d: taught again: %s", self.epoch, ", ".join(again))
         steered = (self.distiller.label_weights.cpu().numpy() != 1) & (curves.label_weight[-1] == 1)
         untaught = self.distiller.classes_in(ClassState.UNTAUGHT)
         names = [self.distiller.classes[c] for c in np.flatnonzero(steered)]

@@ -296,7 +296,7 @@ def test_a_policy_that_can_stop_nothing_in_time_says_so(caplog: pytest.LogCaptur
     assert "a window of 14" in warned(14, start_epoch=2, window=14)
 
 
-def test_a_class_that_is_stopped_too_late_to_settle_is_warned_of(
+def test_a_class_that_is_found_too_late_to_settle_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     student, baseline = falling({"c": 0.2}, 12)
@@ -308,11 +308,20 @@ def test_a_class_that_is_stopped_too_late_to_settle_is_warned_of(
         assert decide(made, student, baseline) == ["c"]
         return caplog.text
 
-    first = 7  # a start_epoch of 5, and a patience of 3
-    said = 'policy "tllm": c: stopped with 2 of 9 epochs left; the weight of their label terms'
-    assert warned(first + 2).count(said) == 1
-    for silent in (warned(first + 3), warned(None), warned(first + 2, balance=False)):
-        assert "stopped with" not in silent
+    def said(more: int) -> str:
+        return f"c: found after epoch 7; the weight of their label terms changes for {more} more"
+
+    assert warned(9).count(f'policy "tllm": {said(2)}') == 1
+    assert said(2) in warned(40, last_epoch=9)
+    assert said(0) in warned(None, last_epoch=7)
+    for silent in (
+        warned(10),
+        warned(None),
+        warned(40, last_epoch=10),
+        warned(7),  # nothing follows
+        warned(9, balance=False),
+    ):
+        assert "found after" not in silent
 
 
 def test_what_tllm_cannot_have_is_refused() -> None:

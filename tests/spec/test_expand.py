@@ -114,21 +114,37 @@ def test_a_wrong_value_is_named_by_its_own_line(tmp_path: Path, tiny: dict[str, 
     assert file.read_text().splitlines()[int(number) - 1].strip() == "- -1"
 
 
-@pytest.mark.parametrize("override", ["policy=all", "policy.margin=0.1", "losses.kd.temperature=2"])
+@pytest.mark.parametrize(
+    ("swept", "override"),
+    [
+        ({"policy": ["tllm", "random"]}, "policy=all"),
+        ({"policy": ["tllm", "random"]}, "policy.use=random"),
+        ({"policy.use": ["all", "random"]}, "policy=all"),
+        ({"losses.kd.temperature": [3, 4]}, "losses.kd.temperature=2"),
+        ({"losses.kd.weight": [0.5, 0.6]}, "losses.1.weight=0.7"),
+        ({"losses.kd.weight": [0.5, 0.6]}, "losses=[ce, {use: kd, weight: 0.7}]"),
+        ({"train.optimizer.lr": [0.1, 0.2]}, "train.optimizer={use: sgd, lr: 0.3}"),
+    ],
+)
 def test_an_override_that_the_sweep_would_hide_is_refused(
-    tiny: dict[str, Any], override: str
+    tiny: dict[str, Any], swept: dict[str, Any], override: str
 ) -> None:
-    swept = {**tiny, "sweep": {"policy": ["tllm", "random"], "losses.kd.temperature": [3, 4]}}
-    key, _, value = override.partition("=")
     with pytest.raises(kdzoo.SpecError) as caught:
-        read_study(swept, [override])
-    assert str(caught.value).startswith(f"--set {override}: `sweep` sets ")
-    assert f"--set 'sweep={{{key}: [{value}]}}'" in str(caught.value)
-    (spec,) = read_study(swept, [override, "sweep=null"])
-    assert len(read_study(swept, [f"sweep={{{key}: [{value}]}}"])) == 1
-    assert len(read_study(swept, ["losses.kd.weight=0.5", "seeds=[1, 2]"])) == 8
-    if override == "policy=all":
-        assert spec.stages[0].policy.use == "all"
+        read_study({**tiny, "sweep": swept}, [override])
+    (key,) = swept
+    assert str(caught.value).startswith(f"--set {override}: `sweep` sets {key} in each run anew")
+    assert len(read_study({**tiny, "sweep": swept}, [override, "sweep=null"])) == 1
+
+
+def test_an_override_beside_a_sweep_holds_in_all_of_its_runs(tiny: dict[str, Any]) -> None:
+    sweep = {"policy.margin": [0.1, 0.2], "losses.kd.temperature": [3, 4]}
+    overrides = ["policy=tllm", "losses.kd.weight=0.5", "policy.window=3", "seeds=[1, 2]"]
+    specs = read_study({**tiny, "policy": "random", "sweep": sweep}, overrides)
+    assert len(specs) == 8
+    (stages,) = zip(*(spec.stages for spec in specs), strict=True)
+    assert {stage.policy.use for stage in stages} == {"tllm"}
+    assert {stage.policy.params["window"] for stage in stages} == {3}
+    assert {stage.losses[1].weight for stage in stages} == {0.5}
 
 
 def test_where_one_run_is_asked_for_several_are_refused(

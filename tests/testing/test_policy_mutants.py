@@ -348,7 +348,7 @@ def test_one_check_alone_catches_it(mutant: type[kdzoo.ClassPolicy], check: str)
 
 
 def test_what_is_declared_in_words_is_named() -> None:
-    (result,) = run_checks(NeedsInWords, checks=["declared_needs"])
+    (result,) = run_checks(NeedsInWords, checks=["valid_weights"])
     assert "needs_baseline is 'no'; it must be True or False" in str(result.reason)
 
 

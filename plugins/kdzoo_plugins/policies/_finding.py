@@ -182,7 +182,7 @@ class FindingPolicy(UntaughtPolicy):
         self._test.keep(values, new)
         self._found = self._found | new
         stopped = self._stopped | self.chosen(new, curves)
-        self._warn_of_a_late_stop(stopped & ~self._stopped, len(curves.student))
+        self._warn_of_a_late_find(stopped & ~self._stopped, len(curves.student))
         self._stopped = stopped
         self._suspect = (seen | found) & ~self._found
 
@@ -215,17 +215,21 @@ class FindingPolicy(UntaughtPolicy):
                 self.params.signal,
             )
 
-    def _warn_of_a_late_stop(self, new: Bools, epochs: int) -> None:
-        left = 0 if self._epochs is None else self._epochs - epochs
-        if new.any() and 0 < left < self.params.window and self.params.balance:
+    def _warn_of_a_late_find(self, new: Bools, epochs: int) -> None:
+        """Where the weight of a class's label terms begins to be steered shortly before it ends."""
+        ends = [end for end in (self.params.last_epoch, self._epochs) if end is not None]
+        if not new.any() or not self.params.balance or not ends or epochs == self._epochs:
+            return
+        left = min(ends) - epochs
+        if left < self.params.window:
             log.warning(
-                'policy "%s": %s: stopped with %d of %d epochs left; the weight of their label '
-                "terms may not settle in these, and such a class starves or crowds out others: set "
-                "an earlier `last_epoch`",
+                'policy "%s": %s: found after epoch %d; the weight of their label terms changes '
+                "for %d more epochs only, and may end where they are answered too seldom or too "
+                "often: with a smaller start_epoch or patience classes are found earlier",
                 self.name,
                 ", ".join(self._names[c] for c in np.flatnonzero(new)),
+                epochs,
                 left,
-                self._epochs,
             )
 
     def state_dict(self) -> dict[str, Any]:
