@@ -19,6 +19,7 @@ seed it does not have in the next.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -172,13 +173,15 @@ def directories(name: str) -> dict[int, Path]:
 
 def as_plain(name: str, plain: dict[int, Path]) -> dict[int, Path]:
     """Those of plain KD's runs, by seed, in which a policy would have stopped no class in time."""
+    return {seed: directory for seed, directory in plain.items() if stops_none(name, directory)}
+
+
+@functools.cache  # several tables ask, and a finished run stays as it is
+def stops_none(name: str, plain: Path) -> bool:
+    """Whether a policy would have stopped no class of a finished run of plain KD in time."""
     params = {key: value for key, value in POLICIES[name].items() if key != "use"}
-    same = {}
-    for seed, directory in plain.items():
-        classes, curves = kdzoo.read_curves(directory / "classes.csv")
-        if not any(stopped(params, classes, curves)[:-1]):
-            same[seed] = directory
-    return same
+    classes, curves = kdzoo.read_curves(plain / "classes.csv")
+    return not any(stopped(params, classes, curves)[:-1])
 
 
 def stopped(

@@ -77,11 +77,7 @@ class Document:
         parent: Any = self.data
         path: list[str | int] = []
         for index, part in enumerate(parts):
-            if _only_nameless(parent) and not part.isdecimal():
-                path.append(0)  # a list of one that was written without the list
-                (parent,) = parent
-            step = self._step(parent, part, origin, path)
-            path.append(step)
+            parent, step = self._step(parent, part, origin, path)
             if index == len(parts) - 1:
                 parent[step] = _copied(value)
             else:
@@ -118,15 +114,11 @@ class Document:
         here: Any = self.data
         path: list[str | int] = []
         for part in key.split("."):
-            if _only_nameless(here) and not part.isdecimal():
-                path.append(0)
-                (here,) = here
             try:
-                step = self._step(here, part, "", path)
+                here, step = self._step(here, part, "", path)
                 here = here[step]
             except (SpecError, KeyError):
                 return None
-            path.append(step)
         inside = [o for p, o in self._origins.items() if p[: len(path)] == tuple(path)]
         said = (o for o in (self.origin(tuple(path)), *inside) if o.startswith(_OVERRIDE))
         return next(said, None)
@@ -143,15 +135,24 @@ class Document:
         keys = self._readable(path)
         return f"{origin}: {keys}: {message}" if keys else f"{origin}: {message}"
 
-    def _step(self, parent: Any, part: str, origin: str, path: list[str | int]) -> str | int:
+    def _step(
+        self, parent: Any, part: str, origin: str, path: list[str | int]
+    ) -> tuple[Any, str | int]:
+        """Where a part of a key is looked up, and what it is there; ``path`` grows by it."""
+        if _only_nameless(parent) and not part.isdecimal():
+            path.append(0)  # a list of one that was written without the list
+            (parent,) = parent
         if isinstance(parent, dict):
-            return part
+            path.append(part)
+            return parent, part
         if isinstance(parent, list):
             names = [_entry_name(entry) for entry in parent]
-            if part in names:
-                return names.index(part)
-            if part.isdecimal() and int(part) < len(parent):
-                return int(part)
+            number = names.index(part) if part in names else None
+            if number is None and part.isdecimal() and int(part) < len(parent):
+                number = int(part)
+            if number is not None:
+                path.append(number)
+                return parent, number
             here = self._readable(tuple(path))
             raise SpecError(
                 f'{origin}: {here} has no entry "{part}"'
