@@ -26,12 +26,14 @@ def held_back(*others: signal.Signals) -> Iterator[None]:
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (*_INTERRUPTS, *others)}
     for number in _INTERRUPTS:
-        signal.signal(number, lambda number, _: came.append(number))
+        # What is ignored has nothing to wait for; what Python did not set it could not put back.
+        if before[number] not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python
+            if handler is not None:
                 signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        for one in came:  # all: a handler may only count them
+            signal.raise_signal(one)
