@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -233,9 +234,70 @@ def test_interrupted_from_outside(
         time.sleep(0.05)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "interrupted; the same command goes on from the last finished epoch" in said
     assert "Traceback" not in said
+
+
+class ThrowsAway(kdzoo.Loss):
+    """Ctrl-C comes in the third epoch, in code that throws away what is raised in it."""
+
+    name = "throws-away"
+    guidance = "label"
+
+    def forward(self, student, teacher, batch):
+        with contextlib.suppress(BaseException):
+            if batch.progress == 2:
+                signal.raise_signal(signal.SIGINT)
+        return 0 * student.logits.sum(1)
+
+
+def test_an_interrupt_that_was_thrown_away_is_not_lost(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry()._components["loss"], "throws-away", ThrowsAway)
+    losses = [*tiny["losses"], "throws-away"]
+    spec = {**tiny, "losses": losses, "baseline": False, "policy": "all"}
+    with pytest.raises(KeyboardInterrupt):
+        kdzoo.run(spec, runs=tmp_path)
+    (directory,) = tmp_path.glob("tiny-??????????")
+    assert torch.load(directory / "checkpoint.pt")["epoch"] == 2
+
+
+class Pressed(kdzoo.Observer):
+    """Ctrl-C comes in the second epoch, while it does what must not be cut off."""
+
+    name = "pressed"
+    presses = 0
+    told: ClassVar[list[object]] = []
+
+    def epoch(self, run, record):
+        if (run.role, record.epoch) == ("student", 2):
+            for _ in range(self.presses):
+                signal.raise_signal(signal.SIGINT)
+            self.told.append("done")
+
+    def end(self, run, error):
+        if run.role == "student":
+            self.told.append(type(error))
+
+
+@pytest.mark.parametrize(
+    ("presses", "told"), [(1, ["done", KeyboardInterrupt]), (2, [KeyboardInterrupt])]
+)
+def test_an_observer_is_cut_off_by_the_second_ctrl_c(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    presses: int,
+    told: list[object],
+) -> None:
+    monkeypatch.setitem(registry()._components["observer"], "pressed", Pressed)
+    monkeypatch.setattr(Pressed, "presses", presses)
+    monkeypatch.setattr(Pressed, "told", [])
+    with pytest.raises(KeyboardInterrupt):
+        kdzoo.run({**tiny, "observers": ["pressed"]}, runs=tmp_path)
+    assert Pressed.told == told
 
 
 def test_a_finished_run_is_reported_and_not_repeated(

@@ -26,6 +26,7 @@ from kdzoo.errors import CheckpointError, KdzooError, NonFiniteError, SpecError,
 from kdzoo.extend.bases import ClassPolicy, Observer
 from kdzoo.extend.calling import calling
 from kdzoo.extend.contracts import ClassState, EpochRecord, RunInfo, TeachingCurves
+from kdzoo.interrupts import Insistence, held_back
 from kdzoo.seeds import stream
 from kdzoo.spec.models import Spec, Stage
 from kdzoo.spec.torch_entries import make_optimizer, make_schedule
@@ -118,6 +119,7 @@ class Trainer:
         self.store = store
         self.watch = watch
         self.clock = LoaderClock()
+        self.interrupts = Insistence()
         self.epoch = 0  # how many are done, over all stages
         self.step = 0  # how many are done
         self.saved = 0  # the epoch of the checkpoint in the directory; 0 for none
@@ -138,7 +140,7 @@ class Trainer:
             RunError: a file cannot be written.
         """
         first = 0
-        with self._observed(info, start):
+        with self._observed(info, start), self.interrupts.watching():
             for stage, epochs in zip(self.stages, self.spec.stage_epochs, strict=True):
                 last = first + epochs
                 if first < last and (start is None or start.epoch <= last):
@@ -190,6 +192,7 @@ class Trainer:
             contextlib.closing(self._views(batch_size)) as views,
         ):
             for number, (size, view) in enumerate(zip(sizes, views, strict=True)):
+                self.interrupts.check()
                 # Seeded step by step: what a loss draws cannot shift the student's dropout, and a
                 # run that is continued draws what it would have drawn.
                 _reseed(stream(seed, "step", self.step), view.inputs.device)
@@ -243,7 +246,7 @@ class Trainer:
             )
         series = {name: values[:, i] for i, name in enumerate(names)}
         for observer in self.observers:
-            with calling(f'observer "{observer.name}"'):
+            with _calling(observer):
                 observer.steps(info, first, series)
 
     def _close_epoch(
@@ -285,7 +288,7 @@ class Trainer:
         record = EpochRecord(self.epoch, self.step, scalars, curves, self.clock.share)
         states: dict[str, dict[str, Any]] = {}
         for observer in self.observers:
-            with calling(f'observer "{observer.name}"'):
+            with _calling(observer):
                 observer.epoch(info, record)
                 states[observer.name] = observer.state_dict()
         Checkpoint(
@@ -365,9 +368,9 @@ class Trainer:
         states = start.observers if start else {}
         with contextlib.ExitStack() as stack:
             for observer in self.observers:
-                with calling(f'observer "{observer.name}"'):
+                with _calling(observer):
                     observer.start(info, states.get(observer.name))
-                stack.push(functools.partial(_end, observer, info))
+                    stack.push(functools.partial(_end, observer, info))
             yield
 
 
@@ -426,11 +429,19 @@ def try_step(distiller: Distiller, stages: Sequence[PreparedStage], example: Vie
                     step.total.backward()
 
 
+@contextlib.contextmanager
+def _calling(observer: Observer) -> Iterator[None]:
+    """Ctrl-C waits: many an observer gives what it is told to a thread of its own, and the locks
+    between the two do not bear what is raised in them. One that hangs does not outlast a second."""
+    with held_back(second=False), calling(f'observer "{observer.name}"'):
+        yield
+
+
 def _end(
     observer: Observer, info: RunInfo, kind: object, error: BaseException | None, _: object
 ) -> None:
     try:
-        with calling(f'observer "{observer.name}"'):
+        with _calling(observer):
             observer.end(info, error)
     except KdzooError as failure:
         if error is None:
