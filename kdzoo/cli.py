@@ -370,7 +370,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where the report on several runs goes; report."),
+        typer.Option(
+            "--output", "-o", help="Where the report on several runs goes; by default report."
+        ),
     ] = None,
 ) -> None:
     """Write a finished run's page again; put several runs side by side."""

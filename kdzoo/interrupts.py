@@ -5,12 +5,30 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Insistence", "held_back"]
+__all__ = ["INTERRUPTS", "Insistence", "held_back", "put_back"]
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+@contextlib.contextmanager
+def put_back(*numbers: signal.Signals) -> Iterator[dict[signal.Signals, Handler]]:
+    """The handlers of these signals, which are put back at the end whatever is set in here.
+
+    Signals come to the main thread alone, and it alone may set them: there are none in another.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if main}
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # it was not set from Python
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -22,29 +40,23 @@ def held_back(*others: signal.Signals, second: bool = True) -> Iterator[None]:
         others: signals whose handlers are put back too, whatever is set in here.
         second: whether the second one waits as well; where this may take long, it should not.
     """
-    if threading.current_thread() is not threading.main_thread():  # it is the one that gets them
-        yield
-        return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (*_INTERRUPTS, *others)}
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        handler = before[signal.Signals(number)]
-        if came and not second and callable(handler):
-            handler(number, frame)
-        else:
-            came.append(number)
-
-    for number in _INTERRUPTS:
-        # What is ignored has nothing to wait for; what Python did not set it could not put back.
-        if before[number] not in (signal.SIG_IGN, None):
-            signal.signal(number, hear)
     try:
-        yield
+        with put_back(*INTERRUPTS, *others) as before:
+
+            def hear(number: int, frame: FrameType | None) -> None:
+                handler = before[signal.Signals(number)]
+                if came and not second and callable(handler):
+                    handler(number, frame)
+                else:
+                    came.append(number)
+
+            for number in INTERRUPTS:
+                # Nothing waits for what is ignored; what Python did not set it could not put back.
+                if before.get(number) not in (signal.SIG_IGN, None):
+                    signal.signal(number, hear)
+            yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
         for one in came:  # all: a handler may only count them
             signal.raise_signal(one)
 
@@ -72,24 +84,19 @@ class Insistence:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Notice in here what the handlers raise, and check at the end."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handlers = ((number, signal.getsignal(number)) for number in _INTERRUPTS)
-        watched = {number: handler for number, handler in handlers if callable(handler)}
+        watched = [number for number in INTERRUPTS if callable(signal.getsignal(number))]
+        with put_back(*watched) as before:
 
-        def hear(number: int, frame: FrameType | None) -> None:
-            try:
-                watched[signal.Signals(number)](number, frame)
-            except KeyboardInterrupt:
-                self._raised = True
-                raise
+            def hear(number: int, frame: FrameType | None) -> None:
+                handler = before[signal.Signals(number)]
+                assert callable(handler)
+                try:
+                    handler(number, frame)
+                except KeyboardInterrupt:
+                    self._raised = True
+                    raise
 
-        for number in watched:
-            signal.signal(number, hear)
-        try:
+            for number in before:
+                signal.signal(number, hear)
             yield
-        finally:
-            for number, handler in watched.items():
-                signal.signal(number, handler)
         self.check()

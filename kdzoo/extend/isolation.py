@@ -25,6 +25,7 @@ import torch
 from pydantic.errors import PydanticSchemaGenerationError
 
 from kdzoo.errors import PluginError
+from kdzoo.interrupts import INTERRUPTS, put_back
 
 __all__ = ["TORCH_SETTINGS", "Isolation", "changed_settings"]
 
@@ -150,8 +151,6 @@ def _imports() -> dict[str, Setting]:
 
 
 _ABSENT = object()
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -306,27 +305,22 @@ def _signals(interrupts: list[int]) -> Iterator[list[str]]:
     """Note which signals came in, and put their handlers back. The list says so at the end if they
     were others by then."""
     changed: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield changed
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    watched = [number for number in INTERRUPTS if callable(signal.getsignal(number))]
+    with put_back(*watched) as before:
 
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        handler = before[signal.Signals(number)]
-        if callable(handler):
+        def note(number: int, frame: FrameType | None) -> None:
+            interrupts.append(number)
+            handler = before[signal.Signals(number)]
+            assert callable(handler)
             handler(number, frame)
 
-    watched = [number for number in _SIGNALS if callable(before[number])]
-    for number in watched:
-        signal.signal(number, note)
-    try:
-        yield changed
-    finally:
-        if any(signal.getsignal(number) is not note for number in watched):
-            changed.append("what Ctrl-C does")
-        for number in watched:
-            signal.signal(number, before[number])
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield changed
+        finally:
+            if any(signal.getsignal(number) is not note for number in before):
+                changed.append("what Ctrl-C does")
 
 
 @contextlib.contextmanager

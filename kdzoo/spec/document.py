@@ -65,10 +65,10 @@ class Document:
 
         A list's entries are named by their ``id``, or else by what they ``use``.
         """
+        origin = f"{_OVERRIDE}{assignment}"
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise SpecError(f'{_OVERRIDE}{assignment}: write KEY=VALUE, as in "train.epochs=5"')
-        origin = f"{_OVERRIDE}{assignment}"
+            raise SpecError(f'{origin}: write KEY=VALUE, as in "train.epochs=5"')
         self.put(key, _scalar(text, origin), origin)
 
     def put(self, key: str, value: Any, origin: str) -> None:

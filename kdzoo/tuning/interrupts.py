@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
+from kdzoo.interrupts import INTERRUPTS, put_back
 from kdzoo.tuning.workers import Workers
 
 __all__ = ["Interrupts"]
@@ -59,16 +59,10 @@ class Interrupts:
             if self._heard > (2 if self._deferred else 1):
                 raise KeyboardInterrupt
 
-        if threading.current_thread() is not threading.main_thread():
+        with put_back(*((signal.SIGTERM,) if others is None else INTERRUPTS)) as before:
+            for number in before:
+                signal.signal(number, hear)
             yield
-            return
-        numbers = (signal.SIGTERM,) if others is None else (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, hear) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from kdzoo.interrupts import put_back
+
 __all__ = ["Workers", "follow_leader"]
 
 _PATIENCE = 20.0  # seconds that a worker has which was told twice to end
@@ -34,14 +36,11 @@ class Workers:
     def __enter__(self) -> Workers:
         # A terminal's Ctrl-C comes to all of its processes; these hear of it from this one alone,
         # or they could not tell the first from the second.
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-        try:
+        with put_back(signal.SIGINT) as before:
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)
             for process in self._processes:
                 process.start()
-        finally:
-            if main:
-                signal.signal(signal.SIGINT, before)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
