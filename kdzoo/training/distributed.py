@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from kdzoo.data.images import Images, own_rows
 from kdzoo.errors import KdzooError, NonFiniteError, ProcessError, RunError, SpecError
 from kdzoo.extend.gathering import shared_as
+from kdzoo.interrupts import held_back
 from kdzoo.spec.models import Spec
 from kdzoo.torchrun import rank_and_count
 from kdzoo.training.whole_batch import WholeBatch
@@ -159,8 +161,9 @@ class _Several(Processes):
                 with contextlib.suppress(NonFiniteError):  # what follows, the first one says
                     part(job)
         except BaseException as error:
-            self._leave()
-            speaks = self._claim(str(error) or type(error).__name__)
+            with held_back(second=False):  # a second signal would leave the others without a word
+                self._leave()
+                speaks = self._claim(str(error) or type(error).__name__)
             if isinstance(error, KeyboardInterrupt):
                 # torchrun terminates those that are left when one is lost.
                 if speaks and self._loss is None and not self._all_leave():
@@ -195,13 +198,16 @@ class _Several(Processes):
         except NonFiniteError:  # all have the same numbers, and have come to the same end
             raise
         except BaseException as error:
-            if _is_lost(error):
-                raise self._lost() from error
-            self._claim(str(error) or type(error).__name__)  # before the others miss us
+            with held_back(second=False):
+                _let_go(error)
+                if _is_lost(error):
+                    raise self._lost() from error
+                self._claim(str(error) or type(error).__name__)  # before the others miss us
             raise
         finally:
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+            with held_back(second=False):
+                if distributed.is_initialized():
+                    distributed.destroy_process_group()
 
     def shared(self, value: T) -> T:
         box = [value]
@@ -377,12 +383,25 @@ def refuse_too_many_processes(spec: Spec, images: Images) -> None:
             )
 
 
-def _is_lost(error: BaseException | None) -> bool:
+def _is_lost(error: BaseException) -> bool:
     """Whether an exchange failed; a component's name may stand around what torch said of it."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and not isinstance(error, KdzooError):
-            said = str(error).lower()
+    for one in _causes(error):
+        if isinstance(one, RuntimeError) and not isinstance(one, KdzooError):
+            said = str(one).lower()
             if any(word in said for word in _LOST):
                 return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def _let_go(error: BaseException) -> None:
+    """Let its frames keep nothing: gloo's connections are open as long as anything has the group,
+    as a frame of torch's all_reduce does, and so long would the others wait for us."""
+    for one in _causes(error):
+        traceback.clear_frames(one.__traceback__)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or while, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -466,6 +466,51 @@ def test_interrupted_from_outside(
     ]
 
 
+PRESSED = """
+import os
+import signal
+import sys
+
+import kdzoo
+from torch import distributed
+
+def again(frame, event, argument):
+    "A second signal, just when the others are to be told of the first."
+    if frame.f_code.co_name == "_claim":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+class Pressed(kdzoo.Loss):
+    "Interrupts one of the processes, which the other waits for in torch."
+    name = "pressed"
+    guidance = "label"
+    def forward(self, student, teacher, batch):
+        if batch.progress >= 1 and os.environ["RANK"] == "1":
+            group = distributed.group.WORLD  # as a frame of torch's all_reduce has it
+            sys.setprofile(again)
+            os.kill(os.getpid(), signal.SIGINT)
+        return student.logits.float().square().mean(1)
+
+@kdzoo.hookimpl
+def kdzoo_losses():
+    return [Pressed]
+"""
+
+
+def test_interrupted_in_one_process_alone(
+    tmp_path: Path, tiny: dict[str, Any], start: Start
+) -> None:
+    plugin = tmp_path / "pressed.py"
+    plugin.write_text(PRESSED)
+    spec = {**tiny, "teacher": None, "baseline": False, "losses": ["ce", "pressed"]}
+    process = start({**spec, "policy": "all"}, "--plugin", str(plugin))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert ours(said) == [
+        "kdzoo: interrupted; the same command goes on from the last finished epoch"
+    ]
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_found_and_a_study_is_led(
     tmp_path: Path, tiny: dict[str, Any], start: Start
