@@ -163,7 +163,7 @@ class _Several(Processes):
         except BaseException as error:
             with held_back(second=False):  # a second signal would leave the others without a word
                 self._leave()
-                speaks = self._claim(str(error) or type(error).__name__)
+                speaks = self._claim(error)
             if isinstance(error, KeyboardInterrupt):
                 # torchrun terminates those that are left when one is lost.
                 if speaks and self._loss is None and not self._all_leave():
@@ -202,7 +202,7 @@ class _Several(Processes):
                 _let_go(error)
                 if _is_lost(error):
                     raise self._lost() from error
-                self._claim(str(error) or type(error).__name__)  # before the others miss us
+                self._claim(error)  # before the others miss us
             raise
         finally:
             with held_back(second=False):
@@ -291,7 +291,7 @@ class _Several(Processes):
             f"one of the {self.count} processes was lost, or torchrun (killed, or its machine is "
             "gone); the same command goes on from the last finished epoch"
         )
-        self._claim(str(self._loss))
+        self._claim(self._loss)
 
     def _leave(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -310,12 +310,13 @@ class _Several(Processes):
             pass  # the store is gone: its process was told first, or is lost, and we were told
         return True
 
-    def _claim(self, reason: str) -> bool:
+    def _claim(self, reason: BaseException | str) -> bool:
         """Be the one to say why it ended, unless another process is already."""
         mine = f"{self.rank}"
+        said = str(reason) or type(reason).__name__
         with contextlib.suppress(RuntimeError):
-            said = self._store.compare_set(_FAILED, "", f"{mine} failed: {reason}").decode()
-            return bool(said.split()[0] == mine)
+            stands = self._store.compare_set(_FAILED, "", f"{mine} failed: {said}").decode()
+            return bool(stands.split()[0] == mine)
         return True
 
 
